@@ -36,7 +36,7 @@ class Rows:
     """Tokenised rows, right-padded.
 
     ids_BL: token ids, with the image pad id where image tokens go. valid_BL: not padding. image_BL: image positions.
-    after_BL: valid positions after the image. prompt_BL: the prompt's own tokens. last_B: where the last valid token is.
+    after_BL: valid positions after the image. prompt_BL: the prompt's own tokens. last_B: the last valid column.
     """
 
     ids_BL: Tensor
