@@ -30,6 +30,11 @@ side, "unused" to leave out); otherwise the role comes from the hash of the dial
 Which records become files: pairs in the roles reward, validation, test; dialogues in diffusion, validation, test.
 `make_negatives` says whether preparation should also derive pairs (edited prompt, opposite prompt, random mismatch)
 from this source's dialogues; a source that brings pairs of its own sets it to False.
+
+Settings. A source has a small pydantic model with its `kind` as a literal, a `name`, and whatever it needs, collected
+in `vca.data.settings.SourceSettings`; `vca.data.prepare.open_source` turns one into the source. EmojiDialog's are
+`vca.data.settings.EmojiDialogSettings` (its `kind` and `name` added to `vca.data.emoji.settings.EmojiSettings`) and
+`vca.data.emoji.source.EmojiSource(settings, *, seed)`.
 """
 
 from __future__ import annotations
@@ -41,15 +46,18 @@ from typing import Literal, Protocol
 from vca.records import Dialogue, PreferencePair
 
 Reason = Literal[
+    "broken_file",
     "broken_image",
     "duplicate_id",
     "empty_text",
     "image_too_large",
     "invalid_json",
+    "invalid_line",
     "missing_field",
     "missing_file",
     "outside_folder",
     "wrong_label",
+    "wrong_split",
     "wrong_type",
 ]
 
