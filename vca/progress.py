@@ -6,6 +6,7 @@ their own.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -76,18 +77,19 @@ class _Line:
 class Plain:
     """Lines for logs: KFP pods, CI, a pipe."""
 
-    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0, prefix: str = "") -> None:
         self.stream = stream or sys.stdout
         self.every = every
+        self.prefix = prefix
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "steps") -> Iterator[Task]:
-        line = _Line(self.stream, name, total, unit, self.every)
+        line = _Line(self.stream, f"{self.prefix}{name}", total, unit, self.every)
         yield line
         line.finish()
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(f"{self.prefix}{text}", file=self.stream, flush=True)
 
 
 class _Bar:
@@ -102,24 +104,31 @@ class _Bar:
 class Live:
     """Bars for a terminal, drawn by rich."""
 
+    def __init__(self, stream: TextIO | None = None, prefix: str = "") -> None:
+        self.stream = stream or sys.stdout
+        self.prefix = prefix
+
     @contextmanager
     def task(self, name: str, total: int | None, unit: str = "steps") -> Iterator[Task]:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Bars(*columns) as bars:
-            yield _Bar(bars, bars.add_task(name, total=total, figures=""))
+        with Bars(*columns, console=Console(file=self.stream), redirect_stdout=False, redirect_stderr=False) as bars:
+            yield _Bar(bars, bars.add_task(f"{self.prefix}{name}", total=total, figures=""))
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(f"{self.prefix}{text}", file=self.stream, flush=True)
 
 
 def _span(seconds: float) -> str:
@@ -127,7 +136,16 @@ def _span(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
-def for_stream(stream: TextIO | None = None) -> Progress:
-    """Bars where a person watches, lines where a log is kept."""
+def for_stream(stream: TextIO | None = None, *, prefix: str = "") -> Progress:
+    """Bars where a person watches, lines where a log is kept.
+
+    A pipeline runner that reads its steps' output through a pipe names the terminal in VCA_TERMINAL, so that the steps
+    can draw their bars there.
+    """
     stream = stream or sys.stdout
-    return Live() if stream.isatty() else Plain(stream)
+    if stream.isatty():
+        return Live(stream, prefix)
+    terminal = os.environ.get("VCA_TERMINAL")
+    if terminal and stream is sys.stdout:
+        return Live(open(terminal, "w", encoding="utf-8", buffering=1), prefix)
+    return Plain(stream, prefix=prefix)

@@ -1,0 +1,290 @@
+"""The command line `vca`. Heavy imports stand inside the commands: `vca --help` must answer at once.
+
+Every way in (a command, a pipeline step) runs inside `guard`, which turns what went wrong into one line and an exit
+code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from vca.errors import Interrupted, SettingsError, VcaError
+
+if TYPE_CHECKING:
+    pass
+
+TERMINATION_LOG = "VCA_TERMINATION_LOG"
+
+app = typer.Typer(
+    help="Visual Co-Adaptation: text-to-image models that learn from people, in dialogues of several rounds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Preset = Annotated[str, typer.Option(help="Settings to start from: local, recommended or paper.")]
+File = Annotated[Path | None, typer.Option("--settings", help="YAML file with the settings that differ.")]
+Sets = Annotated[list[str], typer.Option("--set", help="One setting, as in --set diffusion.lr=1e-4; may be repeated.")]
+Output = Annotated[Path, typer.Option(help="Folder for the result; it must not exist yet.")]
+Data = Annotated[Path, typer.Option(help="Folder that `vca data` wrote.")]
+Reward = Annotated[Path, typer.Option(help="Folder that `vca train-reward` wrote.")]
+Policy = Annotated[Path, typer.Option(help="Folder that `vca train-diffusion` wrote.")]
+Evaluation = Annotated[Path, typer.Option(help="Folder that `vca evaluate` wrote.")]
+
+
+def main() -> None:
+    """The console script."""
+    with guard():
+        app()
+
+
+@app.command("run")
+def run_command(
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006 (typer reads it once)
+    output: Annotated[Path, typer.Option(help="Folder that keeps the runs.")] = Path("runs"),
+) -> None:
+    """Run the whole loop as a pipeline on this machine: data, reward, diffusion, evaluation, report."""
+    from importlib.metadata import entry_points
+
+    from vca.settings import load, overrides_of
+
+    load(preset=preset, file=settings, overrides=sets)
+    runner = next(iter(entry_points(group="vca.runners", name="local")), None)
+    if runner is None:
+        raise SettingsError("no pipeline runner is installed; install the project again: make install")
+    runner.load()(preset=preset, overrides=[*overrides_of(settings), *sets], output=output, say=print)
+
+
+@app.command("data")
+def data_command(output: Output, preset: Preset = "local", settings: File = None, sets: Sets = []) -> None:  # noqa: B006
+    """Prepare the data set: sources, filters, negatives, split, shards, manifest."""
+    _stage("data", output, {}, preset, settings, sets)
+
+
+@app.command("train-reward")
+def reward_command(
+    data: Data,
+    output: Output,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Train the reward model on the preference pairs."""
+    _stage("reward", output, {"data": data}, preset, settings, sets)
+
+
+@app.command("train-diffusion")
+def diffusion_command(
+    data: Data,
+    reward: Reward,
+    output: Output,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Train the image generator on the reward. Interrupted, the same command goes on from the last checkpoint."""
+    _stage("diffusion", output, {"data": data, "reward": reward}, preset, settings, sets)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    data: Data,
+    reward: Reward,
+    policy: Policy,
+    output: Output,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Compare base and trained generator on held-out dialogues."""
+    _stage("evaluation", output, {"data": data, "reward": reward, "policy": policy}, preset, settings, sets)
+
+
+@app.command("report")
+def report_command(
+    data: Data,
+    reward: Reward,
+    policy: Policy,
+    evaluation: Evaluation,
+    output: Output,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write report.json and report.html."""
+    inputs = {"data": data, "reward": reward, "policy": policy, "evaluation": evaluation}
+    _stage("report", output, inputs, preset, settings, sets)
+
+
+@app.command("settings")
+def settings_command(preset: Preset = "local", settings: File = None, sets: Sets = []) -> None:  # noqa: B006
+    """Check settings and print them all, with the arithmetic of the batches."""
+    import yaml
+
+    from vca.settings import arithmetic, load
+
+    loaded = load(preset=preset, file=settings, overrides=sets)
+    print(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    for line in arithmetic(loaded):
+        print(f"# {line}")
+
+
+@app.command("presets")
+def presets_command() -> None:
+    """List the presets and what each is for."""
+    from vca.settings import PRESETS
+
+    for name, meaning in PRESETS.items():
+        print(f"{name:12} {meaning}")
+
+
+@app.command("refine")
+def refine_command(
+    prompt: Annotated[str, typer.Argument(help="The prompt so far.")],
+    feedback: Annotated[str, typer.Argument(help="What the person says about the picture.")],
+    history: Annotated[list[str], typer.Option(help="Earlier feedback, oldest first; may be repeated.")] = [],  # noqa: B006
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Turn a prompt and feedback into the next prompt; prints JSON."""
+    from dataclasses import asdict
+
+    from vca.refine.refine import refine
+    from vca.settings import load
+
+    loaded = load(preset=preset, file=settings, overrides=sets)
+    print(json.dumps(asdict(refine(prompt, feedback, tuple(history), settings=loaded.refine)), indent=1))
+
+
+def _stage(
+    name: str, output: Path, inputs: dict[str, Path], preset: str, settings: Path | None, sets: list[str]
+) -> None:
+    from vca import preflight, stages
+    from vca.progress import for_stream
+    from vca.settings import load
+
+    loaded = load(preset=preset, file=settings, overrides=sets)
+    plan = preflight.check(loaded, place=output.parent, names=(name,))
+    result = stages.run(
+        name,
+        config=stages.config_of(loaded, name),
+        code_version=plan.code_versions[name],
+        watermark=plan.watermark if name == "data" else "",
+        inputs=inputs,
+        output=output,
+        progress=for_stream(prefix=f"[{name}] "),
+    )
+    print(f"{output}: {'nothing changed, ' if result.cached else ''}{_short(result.record)}")
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    return f"{record['seconds']:.1f} s, peak memory {record['peak_rss_mb']:.0f} MB, sha256 {record['digest'][:12]}"
+
+
+# What the pipeline's steps call. A step's own text is a few lines; everything else is here and below.
+
+
+def preflight_step(*, preset: str, overrides: list[str], store: str) -> dict[str, str]:
+    """Check settings and machine; the parameters of the later steps, by output name."""
+    from vca import preflight
+    from vca.progress import for_stream
+    from vca.settings import load
+    from vca.stages import STAGES, config_of
+
+    with guard():
+        settings = load(preset=preset, overrides=overrides)
+        plan = preflight.check(settings, place=Path(store or "."), names=STAGES)
+        for line in plan.notes:
+            for_stream(prefix="[preflight] ").say(line)
+        configs = {name: config_of(settings, name).model_dump_json() for name in STAGES}
+        codes = {f"{name}_code": version for name, version in plan.code_versions.items()}
+        return {**configs, "watermark": plan.watermark, **codes}
+
+
+def step(
+    name: str,
+    *,
+    settings: str,
+    code_version: str,
+    inputs: Mapping[str, str],
+    output: str,
+    store: str,
+    watermark: str = "",
+) -> str:
+    """Run stage `name` as a pipeline step; returns the digest of what it made."""
+    from vca import stages
+    from vca.progress import for_stream
+
+    with guard():
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the runner too, which ends its steps by SIGTERM
+        progress = for_stream(prefix=f"[{name}] ")
+        result = stages.run(
+            name,
+            config=stages.parse_config(name, settings),
+            code_version=code_version,
+            watermark=watermark,
+            inputs={key: Path(path) for key, path in inputs.items()},
+            output=Path(output),
+            store_root=Path(store) if store else None,
+            progress=progress,
+        )
+        progress.say(
+            f"{'nothing changed: ' if result.cached else 'done: '}{_short(result.record)}"
+        )
+        return str(result.record["digest"])
+
+
+def record_step(*, run_dir: str, state: str, error: str, preset: str, overrides: list[str]) -> None:
+    """Write down how a run ended."""
+    from vca.store import write_json
+
+    with guard():
+        folder = Path(run_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / "run.json", {"state": state, "error": error, "preset": preset, "overrides": list(overrides)}
+        )
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """One line on stderr and an exit code for everything a person can mend."""
+    from vca.store import disk_errors
+
+    try:
+        with disk_errors(Path.cwd()):
+            yield
+    except VcaError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last finished part", 130)
+    except BrokenPipeError:  # `vca settings | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"vca: error: {line}", file=sys.stderr, flush=True)
+    if note := os.environ.get(TERMINATION_LOG):
+        Path(note).write_text(json.dumps({"message": line, "exit_code": code}), encoding="utf-8")
+    sys.exit(code)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM; the same command goes on from the last finished part")

@@ -1,0 +1,87 @@
+"""What must hold before anything starts: data that is there, models that resolve, room on the disk.
+
+It also fixes what each result will depend on: the digest of code and base models per stage, and the watermark of the
+source data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vca import stages, store
+from vca.data.settings import FolderSettings
+from vca.errors import DataError, ResourceError
+from vca.models import location
+from vca.settings import Settings
+
+# Shards are at most about as large as their sources (pictures are scaled down, never up); adapters, checkpoints and
+# report pictures fit in the rest.
+SHARE_OF_SOURCES = 1.2
+REST_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the later steps take as parameters, and lines for people."""
+
+    code_versions: dict[str, str]
+    watermark: str
+    notes: list[str]
+
+
+def check(settings: Settings, *, place: Path, names: Iterable[str]) -> Plan:
+    """Check what the stages `names` need, with results going to `place`.
+
+    Raises DataError for a missing or empty source, ResourceError for a full disk or a folder that can't be written,
+    ArtifactError for a model that isn't there.
+    """
+    names = list(names)
+    files = _source_files(settings) if "data" in names else {}
+    size = sum(file.stat().st_size for group in files.values() for file in group)
+    free = _free_bytes(place, SHARE_OF_SOURCES * size + REST_BYTES)
+    codes = {name: _code_and_models(settings, name) for name in names}
+    watermark = store.key_of({name: [store.digest(file) for file in group] for name, group in files.items()})
+    notes = [f"source data {size / 1e6:,.0f} MB, {free / 1e9:,.0f} GB free on the disk"] if files else []
+    return Plan(code_versions=codes, watermark=watermark, notes=notes)
+
+
+def _code_and_models(settings: Settings, name: str) -> str:
+    models = {where: location.digest(where) for where in stages.model_locations(settings, name)}
+    return store.key_of({"code": stages.code_version(name), "models": models})
+
+
+def _source_files(settings: Settings) -> dict[str, list[Path]]:
+    """The files of each source, in a fixed order."""
+    found = {}
+    for index, source in enumerate(settings.data.sources):
+        key = f"data.sources.{index}"
+        if isinstance(source, FolderSettings):
+            if not source.path.exists():
+                raise DataError(f"{key}.path: {source.path} does not exist; give the {source.kind} data set's place")
+            files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
+            if not files:
+                raise DataError(f"{key}.path: {source.path} is empty; give the {source.kind} data set's place")
+        else:
+            files = sorted((stages.PACKAGE / "data" / "emoji").glob("*.parquet"))
+        found[key] = files
+    return found
+
+
+def _free_bytes(place: Path, needed: float) -> int:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        probe = place / ".vca-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(f"{place} cannot be written ({error.strerror}); choose another --output") from error
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ResourceError(
+            f"{place}: {free / 1e9:,.1f} GB free, this run needs about {needed / 1e9:,.1f} GB; "
+            "free some space or choose another --output"
+        )
+    return free
