@@ -55,7 +55,9 @@ class DataSettings(BaseModel):
 
     seed: int = Field(0, description="seed of splits, roles, negatives and simulated people", ge=0, lt=2**31)
     sources: tuple[SourceSettings, ...] = Field(
-        (EmojiDialogSettings(),), description="the data sets, in the order in which they are read", min_length=1
+        (EmojiDialogSettings.model_validate({}),),
+        description="the data sets, in the order in which they are read",
+        min_length=1,
     )
     test_fraction: float = Field(0.2, description="share of the keys on the test side", gt=0, lt=1)
     reward_fraction: float = Field(0.38, description="share of all dialogues that train the reward model", ge=0, le=1)
