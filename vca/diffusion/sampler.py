@@ -35,7 +35,7 @@ class Step:
     latents_NCHW: Tensor
     actions_NCHW: Tensor
     mean_NCHW: Tensor
-    sigma: float
+    sigma: Tensor
     x0_NCHW: Tensor
 
 
@@ -123,16 +123,16 @@ def denoise(
             states_BLD if everyone else states_BLD[rows_N],
             guidance=guidance,
         )
-        mean_NCHW, _, x0_NCHW = ddim_step(
+        mean_NCHW, sigma, x0_NCHW = ddim_step(
             output_NCHW,
             before_NCHW,
-            schedule.abar_S[index].to(before_NCHW),
-            schedule.next_abar_S[index].to(before_NCHW),
+            schedule.abar_S[index].to(before_NCHW.device),
+            schedule.next_abar_S[index].to(before_NCHW.device),
             eta=eta(index),
             prediction_type=schedule.prediction_type,
         )
-        sigma = schedule.sigma(index, eta=eta(index))
-        after_NCHW = mean_NCHW + sigma * noise(index, rows_N) if sigma > 0 else mean_NCHW
+        noisy = schedule.sigma(index, eta=eta(index)) > 0
+        after_NCHW = mean_NCHW + sigma * noise(index, rows_N) if noisy else mean_NCHW
         if on_step is not None:
             on_step(
                 Step(

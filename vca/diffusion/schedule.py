@@ -65,26 +65,25 @@ def make_schedule(
 
 def split_prediction(output: Tensor, latents: Tensor, abar: Tensor, *, prediction_type: str) -> tuple[Tensor, Tensor]:
     """The clean latent and the noise that the network's `output` at `latents` stands for: (x0, eps)."""
+    signal, noise = abar.sqrt().to(latents), (1 - abar).sqrt().to(latents)
     if prediction_type == "epsilon":
-        return (latents - (1 - abar).sqrt() * output) / abar.sqrt(), output
-    return (
-        abar.sqrt() * latents - (1 - abar).sqrt() * output,
-        abar.sqrt() * output + (1 - abar).sqrt() * latents,
-    )
+        return (latents - noise * output) / signal, output
+    return signal * latents - noise * output, signal * output + noise * latents
 
 
 def ddim_step(
-    output: Tensor, latents: Tensor, abar: Tensor, next_abar: Tensor, *, eta: float | Tensor, prediction_type: str
+    output: Tensor, latents: Tensor, abar: Tensor, next_abar: Tensor, *, eta: float, prediction_type: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and predicted clean latent of one step (Song et al. 2021, eq. 12 and 16).
 
-    All of it in the dtype of `latents` (float32 in training); abar, next_abar, eta broadcast against it. eta = 1 is
-    the posterior of the sub-sampled DDPM chain, eta = 0 deterministic.
+    In the dtype of `latents` (float32 in training), the coefficients computed in that of abar (float64: the difference
+    of two close abar loses its digits in float32). abar and next_abar broadcast against the latents. eta = 1 is the
+    posterior of the sub-sampled DDPM chain, eta = 0 deterministic.
     """
     x0, eps = split_prediction(output, latents, abar, prediction_type=prediction_type)
     variance = eta**2 * (1 - next_abar) / (1 - abar) * (1 - abar / next_abar)
-    mean = next_abar.sqrt() * x0 + (1 - next_abar - variance).clamp(min=0).sqrt() * eps
-    return mean, variance.sqrt(), x0
+    mean = next_abar.sqrt().to(latents) * x0 + (1 - next_abar - variance).clamp(min=0).sqrt().to(latents) * eps
+    return mean, variance.clamp(min=0).sqrt().to(latents), x0
 
 
 def log_prob(action: Tensor, mean: Tensor, sigma: Tensor, *, reduction: Reduction = "mean") -> Tensor:
