@@ -75,7 +75,7 @@ class EmojiItem:
 
 
 def caption(item: EmojiItem, *, style: bool) -> str:
-    """"woman firefighter, medium-dark skin, twemoji style"; without `style` the drawing style is left open."""
+    """ "woman firefighter, medium-dark skin, twemoji style"; without `style` the drawing style is left open."""
     ending = (f"{item.style} style",) if style else ()
     return ", ".join((item.subject, *item.attributes, *ending))
 
