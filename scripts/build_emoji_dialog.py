@@ -37,7 +37,7 @@ TONES = {1: "light", 2: "medium-light", 3: "medium", 4: "medium-dark", 5: "dark"
 HAIR = {"red hair": "red hair", "curly hair": "curly hair", "white hair": "white hair", "blond hair": "blond hair"}
 HAIR |= {"bald": "bald", "beard": "beard"}
 GENDERS = {"woman": "woman", "women": "woman", "man": "man", "men": "man", "girl": "girl", "boy": "boy"}
-COLORS = "red orange yellow green blue purple brown black white pink grey light-blue".split()
+COLORS = ["red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "pink", "grey", "light-blue"]
 COLORED_ROOTS = {"heart", "circle", "square", "book", "apple"}
 SKIPPED_GROUPS = {2: "component", 9: "flag"}  # parts of emoji, and 258 pictures that no name describes
 
