@@ -356,9 +356,10 @@ everything that loads, adapts and serves SD 2.1 runs on a laptop CPU. It draws 6
 | text encoder, {TOKENS} tokens | `CLIPTextModel` | {facts["parameters"]["text_encoder"]:,} |
 | U-Net, v-prediction | `UNet2DConditionModel` | {facts["parameters"]["unet"]:,} |
 
-**Trained by** `scripts/base_models/stable_diffusion.py` (`make base-models`), one CPU thread: autoencoder
-{facts["autoencoder_steps"]} steps of 16, then {facts["decoder_seconds"]} CPU seconds for the decoder alone; U-Net with
-text encoder {facts["unet"]["steps"]} steps of {BATCH} ({facts["unet_seconds"]} CPU seconds), last mean loss {facts["unet"]["loss"]}.
+**Trained by** `scripts/base_models/stable_diffusion.py` (`make base-models`), one CPU thread.
+Autoencoder: {facts["autoencoder_steps"]} steps of 16, then {facts["decoder_seconds"]} CPU seconds of decoder alone.
+U-Net and text encoder: {facts["unet"]["steps"]} steps of {BATCH}, {facts["unet_seconds"]} CPU seconds,
+last mean loss {facts["unet"]["loss"]}.
 **From** the {facts["pictures"]} train-side pictures of EmojiDialog (see its NOTICE.md); held-out concepts and
 combinations were never shown. Half of the captions name the drawing style, the others leave it open.
 **How good**: the autoencoder reconstructs train pictures at {facts["psnr_train"]} dB and held-out ones at
