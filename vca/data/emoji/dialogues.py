@@ -16,7 +16,7 @@ from vca.data.emoji.wording import instruction
 from vca.records import Dialogue, Role, Turn
 
 MIN_EDITS, MAX_EDITS = 3, 8
-_TRIES = 40  # walks in a row without a new dialogue: then there are no more
+_TRIES = 400  # walks in a row without a new dialogue: then there are hardly any more
 
 
 @dataclass(frozen=True)
