@@ -24,10 +24,12 @@ class FolderSettings(BaseModel):
 
     kind: Literal["image_reward", "deepfashion", "fashion_iq", "dialogues", "preferences"]
     path: Path = Field(description="the data set's folder; for preferences the JSON file")
-    name: str = Field("", description="what reports call it; empty: its kind", max_length=64)
-    fraction: float = Field(1.0, description="share of its dialogues to use, drawn by hash of the id", gt=0, le=1)
+    name: str = Field(default="", description="what reports call it; empty: its kind", max_length=64)
+    fraction: float = Field(
+        default=1.0, description="share of its dialogues to use, drawn by hash of the id", gt=0, le=1
+    )
     keep_split: bool = Field(
-        False,
+        default=False,
         description="dialogues and preferences: keep the split and role that each record states, as an export does",
     )
 
@@ -42,7 +44,7 @@ class EmojiDialogSettings(EmojiSettings):
     """The data set that comes with the package."""
 
     kind: Literal["emoji"] = "emoji"
-    name: str = Field("", description="what reports call it; empty: its kind", max_length=64)
+    name: str = Field(default="", description="what reports call it; empty: its kind", max_length=64)
 
 
 SourceSettings = Annotated[FolderSettings | EmojiDialogSettings, Field(discriminator="kind")]
