@@ -8,7 +8,7 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def preflight(preset: str, overrides: list, store: str) -> NamedTuple(  # type: ignore[valid-type]
+def preflight(preset: str, overrides: list[str], store: str) -> NamedTuple(  # type: ignore[valid-type]
     "Orders",
     [
         ("data", str),

@@ -6,7 +6,7 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def record(status: dsl.PipelineTaskFinalStatus, preset: str, overrides: list, run_dir: str):  # type: ignore[no-untyped-def, type-arg]
+def record(status: dsl.PipelineTaskFinalStatus, preset: str, overrides: list[str], run_dir: str) -> None:
     """Write run.json into `run_dir`: how the run ended, and with which settings."""
     from vca.cli import record_step
 

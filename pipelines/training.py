@@ -17,12 +17,12 @@ from components.train_reward import train_reward
 
 
 @dsl.pipeline(name="vca-training", description="Data preparation, reward training, diffusion training, evaluation.")
-def training(preset: str = "local", overrides: list = [], store: str = "", run_dir: str = "") -> None:  # type: ignore[type-arg]  # noqa: B006
+def training(preset: str = "local", overrides: list[str] = [], store: str = "", run_dir: str = "") -> None:  # noqa: B006
     """Train on the data that `preset` and `overrides` name, and report.
 
     Args:
         preset: local, recommended or paper.
-        overrides: settings that differ, as "diffusion.lr=1e-4".
+        overrides: settings that differ, as "diffusion.learning_rate=1e-4".
         store: a folder that outlives the run, for finished results and for attempts to go on from; empty for none.
         run_dir: where the record of this run goes.
     """

@@ -35,7 +35,7 @@ app = typer.Typer(
 
 Preset = Annotated[str, typer.Option(help="Settings to start from: local, recommended or paper.")]
 File = Annotated[Path | None, typer.Option("--settings", help="YAML file with the settings that differ.")]
-Sets = Annotated[list[str], typer.Option("--set", help="One setting, as in --set diffusion.lr=1e-4; may be repeated.")]
+Sets = Annotated[list[str], typer.Option("--set", help="One setting: --set diffusion.learning_rate=1e-4; repeatable.")]
 Output = Annotated[Path, typer.Option(help="Folder for the result; it must not exist yet.")]
 Data = Annotated[Path, typer.Option(help="Folder that `vca data` wrote.")]
 Reward = Annotated[Path, typer.Option(help="Folder that `vca train-reward` wrote.")]
@@ -155,19 +155,21 @@ def presets_command() -> None:
 def refine_command(
     prompt: Annotated[str, typer.Argument(help="The prompt so far.")],
     feedback: Annotated[str, typer.Argument(help="What the person says about the picture.")],
-    history: Annotated[list[str], typer.Option(help="Earlier feedback, oldest first; may be repeated.")] = [],  # noqa: B006
     preset: Preset = "local",
     settings: File = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Turn a prompt and feedback into the next prompt; prints JSON."""
-    from dataclasses import asdict
+    from transformers import CLIPTokenizer
 
-    from vca.refine.refine import refine
+    from vca.models.location import resolve
+    from vca.refine.refiner import Refiner, token_counter
     from vca.settings import load
 
     loaded = load(preset=preset, file=settings, overrides=sets)
-    print(json.dumps(asdict(refine(prompt, feedback, tuple(history), settings=loaded.refine)), indent=1))
+    tokenizer = CLIPTokenizer.from_pretrained(resolve(loaded.diffusion.base), subfolder="tokenizer")
+    refiner = Refiner(settings=loaded.refine, count_tokens=token_counter(tokenizer))
+    print(refiner.refine(prompt=prompt, feedback=feedback).model_dump_json(indent=1))
 
 
 def _stage(
@@ -243,9 +245,7 @@ def step(
             store_root=Path(store) if store else None,
             progress=progress,
         )
-        progress.say(
-            f"{'nothing changed: ' if result.cached else 'done: '}{_short(result.record)}"
-        )
+        progress.say(f"{'nothing changed: ' if result.cached else 'done: '}{_short(result.record)}")
         return str(result.record["digest"])
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vca import stages, store
-from vca.data.settings import FolderSettings
+from vca.data import prepare
+from vca.data.settings import DataSettings, FolderSettings
 from vca.errors import DataError, ResourceError
 from vca.models import location
 from vca.settings import Settings
@@ -39,13 +40,13 @@ def check(settings: Settings, *, place: Path, names: Iterable[str]) -> Plan:
     ArtifactError for a model that isn't there.
     """
     names = list(names)
-    files = _source_files(settings) if "data" in names else {}
-    size = sum(file.stat().st_size for group in files.values() for file in group)
+    size = _source_bytes(settings.data) if "data" in names else 0
     free = _free_bytes(place, SHARE_OF_SOURCES * size + REST_BYTES)
-    codes = {name: _code_and_models(settings, name) for name in names}
-    watermark = store.key_of({name: [store.digest(file) for file in group] for name, group in files.items()})
-    notes = [f"source data {size / 1e6:,.0f} MB, {free / 1e9:,.0f} GB free on the disk"] if files else []
-    return Plan(code_versions=codes, watermark=watermark, notes=notes)
+    return Plan(
+        code_versions={name: _code_and_models(settings, name) for name in names},
+        watermark=prepare.watermark(settings.data) if "data" in names else "",
+        notes=[f"source data in folders {size / 1e6:,.0f} MB, {free / 1e9:,.0f} GB free on the disk"],
+    )
 
 
 def _code_and_models(settings: Settings, name: str) -> str:
@@ -53,21 +54,20 @@ def _code_and_models(settings: Settings, name: str) -> str:
     return store.key_of({"code": stages.code_version(name), "models": models})
 
 
-def _source_files(settings: Settings) -> dict[str, list[Path]]:
-    """The files of each source, in a fixed order."""
-    found = {}
-    for index, source in enumerate(settings.data.sources):
-        key = f"data.sources.{index}"
-        if isinstance(source, FolderSettings):
-            if not source.path.exists():
-                raise DataError(f"{key}.path: {source.path} does not exist; give the {source.kind} data set's place")
-            files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
-            if not files:
-                raise DataError(f"{key}.path: {source.path} is empty; give the {source.kind} data set's place")
-        else:
-            files = sorted((stages.PACKAGE / "data" / "emoji").glob("*.parquet"))
-        found[key] = files
-    return found
+def _source_bytes(data: DataSettings) -> int:
+    """How large the sources on disk are, all together."""
+    total = 0
+    for index, source in enumerate(data.sources):
+        if not isinstance(source, FolderSettings):
+            continue
+        where = f"data.sources.{index}.path: {source.path}"
+        if not source.path.exists():
+            raise DataError(f"{where} does not exist; give the place of the {source.kind} data set")
+        files = [source.path] if source.path.is_file() else [p for p in source.path.rglob("*") if p.is_file()]
+        if not files:
+            raise DataError(f"{where} is empty; give the place of the {source.kind} data set")
+        total += sum(file.stat().st_size for file in files)
+    return total
 
 
 def _free_bytes(place: Path, needed: float) -> int:

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from vca.data.settings import DataSettings
@@ -44,6 +44,15 @@ class Settings(BaseModel):
     diffusion: DiffusionSettings = Field(default_factory=DiffusionSettings, description="diffusion training")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="evaluation and report")
 
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> Self:
+        if self.evaluation.base != self.diffusion.base:
+            raise ValueError(
+                f"evaluation.base {self.evaluation.base!r} is not diffusion.base {self.diffusion.base!r}; "
+                "set both to the model that is trained"
+            )
+        return self
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats: `1e-4` is a number, as everybody expects, not a string as in YAML 1.1."""
@@ -57,7 +66,7 @@ _Loader.add_implicit_resolver(
 
 
 def load(*, preset: str = "local", file: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
-    """The settings of `preset`, changed by the YAML in `file`, changed by `overrides` ("diffusion.lr=1e-4").
+    """The settings of `preset`, changed by the YAML in `file`, changed by `overrides` ("diffusion.learning_rate=1e-4").
 
     Raises SettingsError for an unknown preset or key, a wrong type, a value out of bounds, an impossible combination.
     """
@@ -107,7 +116,7 @@ def _yaml(text: str, where: str) -> Any:
 def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise SettingsError(f"--set {text!r}: expected key=value, as in --set diffusion.lr=1e-4")
+        raise SettingsError(f"--set {text!r}: expected key=value, as in --set diffusion.learning_rate=1e-4")
     tree: Any = _yaml(value, f"--set {text!r}")
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
@@ -139,16 +148,17 @@ def arithmetic(settings: Settings) -> list[str]:
     """How the batches of this run come together, one line for each training stage."""
     return [
         f"reward: {settings.reward.arithmetic(world=1)}",
-        f"diffusion: {settings.diffusion.arithmetic(world=1)}",
+        f"diffusion: {settings.diffusion.arithmetic(world=settings.diffusion.processes)}",
     ]
 
 
 def _validate(tree: dict[str, Any]) -> Settings:
+    seed = tree.get("seed")
     for name, info in Settings.model_fields.items():
         for model in _models(info.annotation):
             section = {} if tree.get(name) is None else tree[name]
-            if isinstance(section, dict) and "seed" in model.model_fields:
-                section = {"seed": tree.get("seed", 0), **section}
+            if isinstance(section, dict) and "seed" in model.model_fields and type(seed) is int and seed >= 0:
+                section = {"seed": seed, **section}
             tree = {**tree, name: section}
     try:
         # As strict JSON: "8" is no integer and true is no number, while lists become tuples and text becomes a path.
@@ -158,10 +168,12 @@ def _validate(tree: dict[str, Any]) -> Settings:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # A misspelt key also makes the right one missing: the misspelling is the cause.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = tuple(str(part) for part in first["loc"])
     key, parent = ".".join(location), ".".join(location[:-1])
-    others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = [name for model in _at(location[:-1]) for name in model.model_fields]
         keys = f"keys of {parent}" if parent else "top-level keys"
@@ -171,12 +183,14 @@ def _explain(error: ValidationError) -> str:
     field = next((model.model_fields.get(location[-1]) for model in _at(location[:-1])), None)
     allowed = f"; allowed: {describe(field)}" if field is not None else ""
     given = "nothing" if first["type"] == "missing" else repr(first["input"])
-    return f"{key}: got {given}, {first['msg'].replace('Input should be', 'should be')}{allowed}{others}"
+    return f"{key}: got {given}, {first['msg'].replace('Input should', 'should').lower()}{allowed}{others}"
 
 
 def _meant(word: str, known: Iterable[str], parent: str = "") -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {'.'.join(filter(None, (parent, close[0])))}?)" if close else ""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=2)
+    close += [name for name in known if word == "".join(part[:1] for part in name.split("_"))]  # lr: learning_rate
+    return f" (did you mean {' or '.join('.'.join(filter(None, (parent, name))) for name in close)}?)" if close else ""
 
 
 def _at(location: Iterable[str]) -> list[type[BaseModel]]:
@@ -201,7 +215,11 @@ def describe(info: FieldInfo) -> str:
     """A field's type, bounds and meaning in words."""
     kind = info.annotation
     name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    if get_origin(kind) is Literal:
+        name = ", ".join(repr(value) for value in get_args(kind))
+    elif _models(kind):
+        name = "a list or mapping of settings"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [f"{sign} {getattr(m, a):g}" for m in info.metadata for a, sign in signs.items() if hasattr(m, a)]
+    bounds = [f"{sign} {getattr(m, a)}" for m in info.metadata for a, sign in signs.items() if hasattr(m, a)]
     meaning = f" ({info.description})" if info.description else ""
     return " ".join(filter(None, (name, " and ".join(bounds)))) + meaning

@@ -52,6 +52,7 @@ STAGES = {
         section="diffusion",
         inputs=("data", "reward"),
         output="policy",
+        models=(("diffusion", "base"), ("reward", "base")),
         resumable=True,
     ),
     "evaluation": Stage(
@@ -59,6 +60,7 @@ STAGES = {
         section="evaluation",
         inputs=("data", "reward", "policy"),
         output="evaluation",
+        models=(("evaluation", "base"), ("reward", "base"), ("evaluation", "content_judge")),
     ),
     "report": Stage(
         module="vca.evaluation.report",
@@ -77,10 +79,9 @@ def config_of(settings: Settings, name: str) -> BaseModel:
 
 def parse_config(name: str, text: str) -> BaseModel:
     """What `config_of(...).model_dump_json()` wrote, checked again."""
-    annotation = Settings.model_fields[STAGES[name].section].annotation
-    assert annotation is not None
-    assert issubclass(annotation, BaseModel)
-    return annotation.model_validate_json(text)
+    kind: Any = Settings.model_fields[STAGES[name].section].annotation
+    config: BaseModel = kind.model_validate_json(text)
+    return config
 
 
 def run(

@@ -1,7 +1,7 @@
 """Results on disk: complete, verified, and keyed by everything they were made from.
 
 A result is a folder that holds `stage.json`: the key, what went in, the sha256 of every file, what it cost. Work goes
-on in `<folder>.partial`, which becomes `<folder>` by one rename after `stage.json` is on the disk, so a folder without
+on below `<folder>.partial`, and becomes `<folder>` by one rename after `stage.json` is on the disk, so a folder without
 it, or one whose files no longer have their sha256, is never taken for a result.
 """
 
@@ -26,7 +26,6 @@ from vca.errors import ArtifactError, ResourceError
 from vca.progress import Progress
 
 RECORD = "stage.json"
-_KEY = ".key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +81,10 @@ def produce(
             if damaged is None:
                 return Result(folder=folder, record=record, cached=True)
             progress.say(f"{folder}/{damaged} is damaged; making the result again")
-        _prepare(partial, key, keep=resumable)
+        work = _prepare(partial, key, keep=resumable)
         started, cpu = time.monotonic(), _cpu_seconds()
         with disk_errors(folder.parent):
-            metrics = make(partial)
+            metrics = make(work)
             record = {
                 "stage": stage,
                 "key": key,
@@ -96,14 +95,14 @@ def produce(
                 "finished": time.time(),
                 "metrics": metrics,
             }
-            (partial / _KEY).unlink()
-            record["files"] = _file_digests(partial, sync=True)
+            record["files"] = _file_digests(work, sync=True)
             record["digest"] = _total(record["files"])
-            write_json(partial / RECORD, record)
+            write_json(work / RECORD, record)
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(partial, folder)
+            os.replace(work, folder)
             _sync(folder.parent)
+            shutil.rmtree(partial)
     return Result(folder=folder, record=record, cached=False)
 
 
@@ -179,12 +178,14 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _WHO))
 
 
-def _prepare(partial: Path, key: str, *, keep: bool) -> None:
-    marker = partial / _KEY
+def _prepare(partial: Path, key: str, *, keep: bool) -> Path:
+    """The folder to work in, which holds what an attempt with the same key left if that is wanted."""
+    marker, work = partial / "key", partial / "result"
     if not (keep and marker.is_file() and marker.read_text(encoding="utf-8") == key):
         shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     marker.write_text(key, encoding="utf-8")
+    return work
 
 
 @contextmanager
