@@ -301,7 +301,8 @@ def _refuse_bad_shares(config: DataSettings, counts: dict[str, SourceCounts], li
 
 
 def _told(count: SourceCounts) -> str:
-    parts = {"accepted": sum(count.accepted.values()), **count.filtered, "straddles": count.straddles}
+    accepted = sum(count.accepted.values())
+    parts = {"accepted": accepted, **count.filtered, "straddles": count.straddles, **count.quarantined}
     return f"{count.seen} seen, " + ", ".join(f"{name} {number}" for name, number in parts.items())
 
 
