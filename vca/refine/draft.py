@@ -43,7 +43,7 @@ class Draft:
         if re.match(rf"(?i)(?:{DET}|two|three|four|many)\s", subject):
             end = re.search(rf"(?i)\s+(?=(?:{PREP}|who|that|which)\b|\w+ing\s+(?:{DET})\b)", subject)
         else:
-            end = re.search(rf"(?i)\s+(?=(?:{PREP})\s+(?:{DET})\b)", subject)
+            end = re.search(rf"(?i)(?<!ing)\s+(?=(?:{PREP})\s+(?:{DET})\b)", subject)  # "pointing at the viewer"
         return (subject[: end.start()], subject[end.start() :]) if end else (subject, "")
 
     def replace_head(self, value: str) -> bool:
@@ -247,7 +247,8 @@ class Draft:
         if match := re.fullmatch(r"(.+)[’']s colou?r|colou?r of (?:the )?(.+)", noun):
             return self.describe(match[1] or match[2], value)
         if re.fullmatch(IT, what, re.I):
-            return self.become(f"{value} instead", person=False)
+            person = what.lower() in ("them", "him", "her")
+            return self.become(value if split_article(value)[0] else f"{value} instead", person=person)
         return self.swap(what, value)
 
     def undo(self) -> bool:
