@@ -67,6 +67,7 @@ def test_a_named_style_leaves_no_room_for_taste() -> None:
     wish = Wish(item=find(COOK, "noto"), style_named=True)
     assert wish.prompt == "woman cook, noto style"
     assert wins(panel, wish, shown(find(COOK, "noto")), shown(find(COOK, "fluent"))) == N
+    assert likely(wins(panel, wish, shown(find(COOK, "twemoji")), shown(find(COOK, "fluent"))), 0.5)  # both wrong
 
 
 def test_between_two_styles_that_nobody_likes_best_it_is_a_coin() -> None:
