@@ -180,7 +180,7 @@ def _stage(
     from vca.settings import load
 
     loaded = load(preset=preset, file=settings, overrides=sets)
-    plan = preflight.check(loaded, place=output.parent, names=(name,))
+    plan = preflight.check(loaded, place=output.parent, names=(name,), inputs=inputs)
     result = stages.run(
         name,
         config=stages.config_of(loaded, name),

@@ -6,15 +6,17 @@ source data.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from vca import stages, store
 from vca.data import prepare
 from vca.data.settings import DataSettings, FolderSettings
-from vca.errors import DataError, ResourceError
+from vca.errors import ArtifactError, DataError, ResourceError
 from vca.models import location
 from vca.settings import Settings
 
@@ -33,13 +35,17 @@ class Plan:
     notes: list[str]
 
 
-def check(settings: Settings, *, place: Path, names: Iterable[str]) -> Plan:
-    """Check what the stages `names` need, with results going to `place`.
+def check(
+    settings: Settings, *, place: Path, names: Iterable[str], inputs: Mapping[str, Path] = MappingProxyType({})
+) -> Plan:
+    """Check what the stages `names` need, with results going to `place`; `inputs` are given from outside, if any.
 
     Raises DataError for a missing or empty source, ResourceError for a full disk or a folder that can't be written,
-    ArtifactError for a model that isn't there.
+    ArtifactError for a model that isn't there or an adapter of another base model.
     """
     names = list(names)
+    _same_base(inputs.get("reward"), "reward.base", settings.reward.base)
+    _same_base(inputs.get("policy"), "diffusion.base", settings.diffusion.base)
     size = _source_bytes(settings.data) if "data" in names else 0
     free = _free_bytes(place, SHARE_OF_SOURCES * size + REST_BYTES)
     return Plan(
@@ -52,6 +58,19 @@ def check(settings: Settings, *, place: Path, names: Iterable[str]) -> Plan:
 def _code_and_models(settings: Settings, name: str) -> str:
     models = {where: location.digest(where) for where in stages.model_locations(settings, name)}
     return store.key_of({"code": stages.code_version(name), "models": models})
+
+
+def _same_base(adapter: Path | None, key: str, base: str) -> None:
+    """Refuse an adapter whose adapter.json names another base; whether it is whole, its loader checks."""
+    try:
+        made_for = json.loads((adapter / "adapter.json").read_text(encoding="utf-8")) if adapter else {}
+    except (OSError, ValueError):
+        return
+    if "base_digest" in made_for and made_for["base_digest"] != location.digest(base):
+        raise ArtifactError(
+            f"{adapter} was trained on another base model ({made_for.get('base')}) than {key} {base} as it is now; "
+            f"train it again, or give its base by --set {key}=…"
+        )
 
 
 def _source_bytes(data: DataSettings) -> int:

@@ -125,11 +125,16 @@ def run(
 def code_version(name: str) -> str:
     """The sha256 of what decides how stage `name` computes: the sources it imports and the versions of the libraries.
 
-    Sources are hashed without comments and layout, so that a reworded comment doesn't train again.
+    Sources are hashed without comments and layout, so that a reworded comment doesn't train again. Files of other kinds
+    beside a source (templates, tables) count with it.
     """
     total = hashlib.sha256()
-    for path in sorted(sources(STAGES[name].module)):
+    files = sources(STAGES[name].module)
+    for path in sorted(files):
         total.update(f"{path.relative_to(PACKAGE)}\n{ast.dump(ast.parse(path.read_text(encoding='utf-8')))}\n".encode())
+    for path in sorted(other for folder in {file.parent for file in files} for other in folder.iterdir()):
+        if path.is_file() and path.suffix not in (".py", ".md"):
+            total.update(f"{path.relative_to(PACKAGE)}\n{store.digest(path)}\n".encode())
     for library, version in _library_versions():
         total.update(f"{library}=={version}\n".encode())
     return total.hexdigest()
@@ -145,6 +150,8 @@ def sources(module: str) -> set[Path]:
 
     Follows every import statement, also inside functions, and module names in strings (`python -m …`).
     """
+    if _file(module) is None:
+        raise ImportError(f"no module {module}")
     found: set[Path] = set()
     waiting = [module]
     while waiting:
