@@ -218,16 +218,13 @@ def test_answers_last_in_the_folder_and_damaged_ones_are_written_anew(server, co
 
 def test_memory_forgets_the_least_recently_used(server, count_tokens):
     refiner = refiner_for(server.url, count_tokens, cache_entries=2)
-    for feedback in (
-        "make the skin light",
-        "make the skin light!",
-        "make the skin light",
-        "please make the skin light",
-    ):
-        refiner.refine(prompt=CAPTION, feedback=feedback)
-    before = len(server.requests)
+    for tone in ("light", "dark", "light", "medium"):  # "medium" pushes out "dark"
+        refiner.refine(prompt=CAPTION, feedback=f"make the skin {tone}")
+    assert len(server.requests) == 3
     refiner.refine(prompt=CAPTION, feedback="make the skin light")
-    assert (before, len(server.requests)) == (2, 2)
+    assert len(server.requests) == 3
+    refiner.refine(prompt=CAPTION, feedback="make the skin dark")
+    assert len(server.requests) == 4
 
 
 def test_a_key_that_is_not_set_is_refused_by_name(count_tokens, monkeypatch):
@@ -266,24 +263,22 @@ def test_a_local_model_that_talks_nonsense_leaves_it_to_the_rules(tiny_chat_mode
 
 
 def test_a_local_model_that_has_learnt_the_answer_is_taken_at_its_word(tiny_chat_model, count_tokens, tmp_path):
-    """Greedy decoding of a real model: one that is overfitted to say the right JSON after any prompt."""
+    """Greedy decoding of a real model: one that is overfitted to say the right JSON at these positions."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_chat_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_chat_model)
-    # The reply as a chain: every position's embedding says which letter comes next, whatever the attention adds.
     reply = tokenizer(answer(GOOD), return_tensors="pt")["input_ids"]
     asked = prompt_length(tokenizer)
-    with torch.no_grad():
+    with torch.no_grad():  # without attention every position alone says which letter comes next
         for block in model.transformer.h:
-            block.attn.c_proj.weight.zero_(), block.mlp.c_proj.weight.zero_()
-    table = model.transformer.wpe.weight
+            block.attn.c_proj.weight.zero_()
     position_ids = torch.arange(asked - 1, asked + reply.shape[1])
     targets = torch.cat([reply[0], torch.tensor([tokenizer.eos_token_id])])
     inputs = torch.cat([torch.tensor([tokenizer(" ")["input_ids"][0]]), reply[0]])
-    optimizer = torch.optim.Adam([table, model.transformer.wte.weight], lr=0.05)
-    for _ in range(300):
+    optimizer = torch.optim.Adam([model.transformer.wpe.weight, model.transformer.wte.weight], lr=0.05)
+    for _ in range(100):
         logits = model(input_ids=inputs[None], position_ids=position_ids[None]).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, targets)
         optimizer.zero_grad()

@@ -22,11 +22,7 @@ def refiner(count_tokens):
 def test_it_tells_what_stayed_and_what_changed(refiner):
     result = refiner.refine(prompt=CAPTION, feedback="give them red hair and make the skin light")
     assert result.refined_prompt == "woman firefighter, light skin, red hair, twemoji style"
-    assert result.kept == ("twemoji style", "woman", "firefighter") or set(result.kept) == {
-        "woman",
-        "firefighter",
-        "twemoji style",
-    }
+    assert set(result.kept) == {"woman", "firefighter", "twemoji style"}
     assert set(result.changed) == {"-medium-dark skin", "+light skin", "+red hair"}
     assert (result.action, result.backend, result.truncated, result.notice) == ("edit", "rules", (), None)
 
