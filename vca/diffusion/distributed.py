@@ -57,7 +57,7 @@ def join(*, group_needed: bool) -> World:
         torch.cuda.set_device(device)
     if (size > 1 or group_needed) and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        store = dist.HashStore() if size == 1 else None
+        store = torch.distributed.HashStore() if size == 1 else None  # type: ignore[attr-defined]
         dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=timedelta(minutes=30))
     return World(rank=rank, size=size, device=device)
 

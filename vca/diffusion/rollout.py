@@ -44,7 +44,8 @@ class Rollout:
     """What the samples of one process leave behind. Records that don't exist have step -1.
 
     latents_NCHW: finished; previous_NCHW: what the round started from (zeros in round 1). score_N: the reward model's
-    on the text that trains, intent_score_N on the dialogue's intent, where it was asked.
+    on the text that trains, intent_score_N on the dialogue's intent, where it was asked. contrast_N and saturation_N
+    of the pictures warn of a reward that is being exploited.
     """
 
     places: list[Place]
@@ -53,6 +54,8 @@ class Rollout:
     features_NF: Tensor
     score_N: Tensor
     intent_score_N: Tensor | None
+    contrast_N: Tensor
+    saturation_N: Tensor
     step_NM: Tensor
     before_NMCHW: Tensor
     action_NMCHW: Tensor
@@ -116,11 +119,10 @@ def play(
     *,
     reward: RewardFunction,
     with_intent: bool = False,
-    between: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Play every round of `turns` with `config.siblings` chains each.
 
-    with_intent: also score the pictures against the dialogue's intent. between: called after every chunk.
+    with_intent: also score the pictures against the dialogue's intent.
     """
     schedule = schedule_of(pipeline, steps=config.steps, spacing=config.spacing)
     chunks: list[Rollout] = []
@@ -135,7 +137,6 @@ def play(
             chunks.append(played)
             for place, latents_CHW in zip(chunk, played.latents_NCHW, strict=True):
                 finished[place.slot, place.sibling] = latents_CHW
-            between()
     return _joined(chunks)
 
 
@@ -164,15 +165,15 @@ def _chunk(
 
     def record(step: Step) -> None:
         predicted_NCHW[step.rows_N] = step.x0_NCHW
-        for at, row in enumerate(step.rows_N.tolist()):
-            if step.index in steps[row]:
-                m = steps[row].index(step.index)
-                one = slice(at, at + 1)
-                before_NMCHW[row, m] = step.latents_NCHW[at]
-                action_NMCHW[row, m] = step.actions_NCHW[at]
-                logp_NM[row, m] = log_prob(
-                    step.actions_NCHW[one], step.mean_NCHW[one], step.sigma, reduction=config.log_prob
-                )[0]
+        rows = step.rows_N.tolist()
+        at = [i for i, row in enumerate(rows) if step.index in steps[row]]
+        if not at:
+            return
+        logp = log_prob(step.actions_NCHW, step.mean_NCHW, step.sigma, reduction=config.log_prob)
+        where = [rows[i] for i in at], [steps[rows[i]].index(step.index) for i in at]
+        before_NMCHW[where] = step.latents_NCHW[at]
+        action_NMCHW[where] = step.actions_NCHW[at]
+        logp_NM[where] = logp[at]
 
     with LastLayer(pipeline.unet) as last:
         latents_NCHW = denoise(
@@ -204,6 +205,8 @@ def _chunk(
         features_NF=features_NF,
         score_N=score_N,
         intent_score_N=intent_score_N,
+        contrast_N=images_NCHW.flatten(1).std(1),
+        saturation_N=(images_NCHW.amax(1) - images_NCHW.amin(1)).flatten(1).mean(1),
         step_NM=step_NM,
         before_NMCHW=before_NMCHW,
         action_NMCHW=action_NMCHW,
@@ -245,6 +248,8 @@ def _joined(chunks: list[Rollout]) -> Rollout:
         features_NF=cat("features_NF"),
         score_N=cat("score_N"),
         intent_score_N=cat("intent_score_N") if chunks[0].intent_score_N is not None else None,
+        contrast_N=cat("contrast_N"),
+        saturation_N=cat("saturation_N"),
         step_NM=cat("step_NM"),
         before_NMCHW=cat("before_NMCHW"),
         action_NMCHW=cat("action_NMCHW"),

@@ -53,7 +53,9 @@ class DiffusionSettings(BaseModel):
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="who reduces gradients and steps; the results are the same"
     )
-    zero_stage: Literal[0, 1, 2] = Field(2, description="DeepSpeed: what is partitioned over the processes")
+    zero_stage: Literal[1, 2] = Field(
+        2, description="DeepSpeed: over the processes it partitions 1 optimizer state, 2 gradients too"
+    )
     processes: int = Field(1, description="processes to start on this machine, unless started by torchrun", ge=1, le=64)
 
     steps: int = Field(70, description="sampler steps S", ge=1, le=1000)

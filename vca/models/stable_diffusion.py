@@ -58,6 +58,11 @@ class StableDiffusion:
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
+    @property
+    def image_size(self) -> int:
+        """Height of a picture, pixels."""
+        return int(self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1))
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """states_BLD in the networks' dtype; a prompt is encoded once and then remembered."""
