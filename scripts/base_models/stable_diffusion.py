@@ -1,6 +1,6 @@
 """Train the local preset's small Stable Diffusion: an autoencoder, a text encoder and a U-Net, on EmojiDialog.
 
-    python scripts/base_models/stable_diffusion.py --output vca/models/base/stable_diffusion
+    python -m scripts.base_models.stable_diffusion --output vca/models/base/stable_diffusion
 
 Real diffusers and transformers classes in small sizes, so that the code that loads, adapts and serves them is the code
 that runs on SD 2.1. Only train-side pictures are seen: held-out concepts and combinations stay held out. Half of the
@@ -11,130 +11,35 @@ Each phase is resumable: its result is kept in the work folder.
 from __future__ import annotations
 
 import argparse
-import io
-import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from scripts.base_models.autoencoder import (
+    LATENT_CHANNELS,
+    Averages,
+    Log,
+    encode,
+    images_of,
+    new_autoencoder,
+    psnr,
+    refine_decoder,
+    train_autoencoder,
+)
 from vca.data.emoji.catalogue import Catalogue, EmojiItem, caption, load_catalogue
 
-LATENT_CHANNELS = 12
 TOKENS = 32  # twice the longest caption: the text encoder is a fifth of a training step even so
 VOCABULARY = 4096
 BATCH = 64
 RATE = 1.2e-3  # peak of a cosine schedule
-
-
-def images_of(items: list[EmojiItem]) -> Tensor:
-    """uint8 [N,3,64,64]."""
-    arrays = [np.asarray(Image.open(io.BytesIO(item.png)).convert("RGB")) for item in items]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-
-
-def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """`steps` index batches over shuffled epochs."""
-    stream: Iterator[Tensor] = itertools.chain.from_iterable(
-        torch.randperm(count, generator=generator).split(size) for _ in itertools.count()
-    )
-    return itertools.islice((batch for batch in stream if len(batch) == size), steps)
-
-
-def cosine(step: int, steps: int, warmup: int) -> float:
-    return min((step + 1) / warmup, 1.0) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))) + 1e-3
-
-
-class Log:
-    """A line every few seconds: step, loss, CPU seconds."""
-
-    def __init__(self, phase: str, steps: int) -> None:
-        self.phase, self.steps, self.start, self.last, self.mean = phase, steps, time.process_time(), 0.0, 0.0
-
-    def __call__(self, step: int, loss: float) -> None:
-        self.mean = loss if step == 0 else 0.98 * self.mean + 0.02 * loss
-        seconds = time.process_time() - self.start
-        if seconds - self.last > 15 or step + 1 == self.steps:
-            self.last = seconds
-            print(f"{self.phase} {step + 1}/{self.steps} loss {self.mean:.4f} cpu {seconds:.0f}s", flush=True)
-
-
-def new_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=64,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
-def edges(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    return images_BCHW.diff(dim=-1), images_BCHW.diff(dim=-2)
-
-
-def reconstruction_loss(output_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """L1 on pixels and on edges; the second keeps outlines sharp where a perceptual net would be used at scale."""
-    loss = F.l1_loss(output_BCHW, images_BCHW)
-    for ours, theirs in zip(edges(output_BCHW), edges(images_BCHW), strict=True):
-        loss = loss + F.l1_loss(ours, theirs)
-    return loss
-
-
-def train_autoencoder(images: Tensor, *, steps: int, seed: int) -> AutoencoderKL:
-    """Autoencoder on train-side pictures (and their mirror images), then its latent scale."""
-    torch.manual_seed(seed)
-    vae = new_autoencoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, 50))
-    generator, log = torch.Generator().manual_seed(seed), Log("autoencoder", steps)
-    for step, index in enumerate(batches(len(images), 16, steps, generator)):
-        batch_BCHW = images[index].float() / 127.5 - 1
-        if step % 2:
-            batch_BCHW = batch_BCHW.flip(-1)
-        batch_BCHW = batch_BCHW.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(batch_BCHW).latent_dist
-            output_BCHW = vae.decode(posterior.sample(generator=generator)).sample
-        divergence = (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = reconstruction_loss(output_BCHW.float(), batch_BCHW) + 1e-4 * divergence
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        log(step, loss.item())
-    with torch.no_grad():
-        sample = torch.cat([vae.encode(b.float() / 127.5 - 1).latent_dist.mean for b in images[:512].split(64)])
-    vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 4))
-    return vae.eval()
-
-
-@torch.no_grad()
-def psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """dB, mean over pictures."""
-    values = []
-    for part in images.split(64):
-        target = part.float() / 127.5 - 1
-        output = vae.decode(vae.encode(target).latent_dist.mean).sample.clamp(-1, 1)
-        values.append(-10 * torch.log10(((output - target) / 2).square().mean((1, 2, 3))))
-    return float(torch.cat(values).mean())
 
 
 def new_tokenizer(catalogue: Catalogue, folder: Path) -> CLIPTokenizer:
@@ -229,25 +134,6 @@ def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
-class Averages:
-    """Exponential moving averages of parameters, and a way to look through them."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.values = [parameter.detach().clone() for parameter in parameters]
-
-    def update(self, step: int) -> None:
-        decay = min(0.999, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            kept = parameter.clone()
-            parameter.copy_(value)
-            value.copy_(kept)
-
-
 def train_unet(
     latents: tuple[Tensor, Tensor],
     items: list[EmojiItem],
@@ -308,42 +194,6 @@ def train_unet(
     return unet.eval(), text_encoder.eval(), {"steps": step, "samples": step * BATCH, "loss": round(recent, 4)}
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled posterior mean and standard deviation of each picture."""
-    posteriors = [vae.encode(part.float() / 127.5 - 1).latent_dist for part in images.split(64)]
-    scale = vae.config.scaling_factor
-    return torch.cat([p.mean for p in posteriors]) * scale, torch.cat([p.std for p in posteriors]) * scale
-
-
-def refine_decoder(vae: AutoencoderKL, images: Tensor, *, seconds: float, seed: int) -> None:
-    """More training for the decoder alone: the encoder, and with it every latent the U-Net learnt from, stays."""
-    vae.encoder.requires_grad_(False)
-    parameters = list(vae.decoder.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    averages = Averages(parameters)
-    generator, log, start = torch.Generator().manual_seed(seed), Log("decoder", 10**9), time.process_time()
-    for step, index in enumerate(batches(len(images), 16, 10**9, generator)):
-        spent = time.process_time() - start
-        if spent > seconds:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (0.5 * (1 + math.cos(math.pi * spent / seconds)) + 0.01)
-        batch_BCHW = (images[index].float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latents_BCHW = vae.encode(batch_BCHW).latent_dist.sample(generator=generator)
-            output_BCHW = vae.decode(latents_BCHW).sample
-        loss = reconstruction_loss(output_BCHW.float(), batch_BCHW)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        averages.update(step)
-        log(step, loss.item())
-    averages.swap()
-
-
 def card(facts: dict[str, Any]) -> str:
     return f"""# Small Stable Diffusion for EmojiDialog
 
@@ -373,7 +223,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/base_models"), help="keeps each phase's result")
-    parser.add_argument("--autoencoder-steps", type=int, default=1500)
+    parser.add_argument("--outline-steps", type=int, default=1500)
+    parser.add_argument("--colour-steps", type=int, default=900)
     parser.add_argument("--decoder-seconds", type=float, default=600)
     parser.add_argument("--unet-seconds", type=float, default=2400)
     parser.add_argument("--seed", type=int, default=0)
@@ -385,9 +236,10 @@ def main() -> None:
     held_out = images_of([item for item in catalogue.items if item.split == "test"][::5])
 
     if not (options.work / "vae").exists():
-        train_autoencoder(images, steps=options.autoencoder_steps, seed=options.seed).save_pretrained(
-            options.work / "vae"
-        )
+        vae = new_autoencoder()
+        for colour, steps, warmup in ((False, options.outline_steps, 50), (True, options.colour_steps, 30)):
+            train_autoencoder(vae, images, colour=colour, steps=steps, warmup=warmup, seed=options.seed + colour)
+        vae.save_pretrained(options.work / "vae")
     vae = AutoencoderKL.from_pretrained(options.work / "vae").eval()
     tokenizer = new_tokenizer(catalogue, options.work / "tokenizer")
     unet, text_encoder, unet_facts = train_unet(
@@ -415,7 +267,7 @@ def save(
         "psnr_train": round(psnr(vae, images[::20]), 1),
         "psnr_test": round(psnr(vae, held_out), 1),
         "pictures": len(images),
-        "autoencoder_steps": options.autoencoder_steps,
+        "autoencoder_steps": options.outline_steps + options.colour_steps,
         "decoder_seconds": round(options.decoder_seconds),
         "unet_seconds": round(options.unet_seconds),
     }
