@@ -26,6 +26,13 @@ def image_bytes(seed: int, *, size: tuple[int, int] = (48, 48), format: str = "P
     return out.getvalue()
 
 
+def flat_image_bytes() -> bytes:
+    """A picture of one colour: nothing in it is sharp."""
+    out = io.BytesIO()
+    Image.new("RGB", (48, 48), (80, 90, 100)).save(out, "PNG")
+    return out.getvalue()
+
+
 def put(path: Path, data: bytes | str | Any) -> Path:
     """Write bytes, text, or anything else as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

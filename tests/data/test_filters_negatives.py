@@ -8,7 +8,10 @@ from data_layouts import image_bytes
 from vca.data.filters import StyleFilter, unclear
 from vca.data.images import Stored
 from vca.data.negatives import POOL, NegativeMaker, contradicts, words_of
+from vca.data.settings import NegativeKind
 from vca.records import Dialogue, Picture, Turn
+
+ALL: tuple[NegativeKind, ...] = ("edited_prompt", "opposite_prompt", "mismatch")
 
 
 @pytest.mark.parametrize(
@@ -67,30 +70,36 @@ def talk(number: int, *prompts: str, split: str = "train", role: str = "reward",
 
 
 def test_each_kind_of_negative_is_what_it_says() -> None:
-    maker = NegativeMaker(kinds=("edited_prompt", "opposite_prompt", "mismatch"), seed=0)
-    first = {pair.negative_kind: pair for pair in maker.pairs(talk(1, "a white boat", "a white boat at sea"))}
+    maker = NegativeMaker(seed=0)
+    first = {
+        pair.negative_kind: pair for pair in maker.pairs(talk(1, "a white boat", "a white boat at sea"), kinds=ALL)
+    }
     assert set(first) == {"edited_prompt"}  # there is no other dialogue yet
     assert first["edited_prompt"].prompt == "a white boat at sea"
     assert first["edited_prompt"].positive.uri.endswith("1/2")
     assert first["edited_prompt"].negative.uri.endswith("1/1")
 
-    second = {pair.negative_kind: pair for pair in maker.pairs(talk(2, "a black boat"))}
+    second = {pair.negative_kind: pair for pair in maker.pairs(talk(2, "a black boat"), kinds=ALL)}
     assert set(second) == {"opposite_prompt", "mismatch"}
     assert all(pair.negative.key == "k1" and pair.positive.key == "k2" for pair in second.values())
 
 
 def test_negatives_stay_on_their_side_and_in_their_role() -> None:
-    maker = NegativeMaker(kinds=("mismatch",), seed=0)
+    maker = NegativeMaker(seed=0)
     places = [("train", "reward"), ("train", "validation"), ("test", "test")]
     for number in range(60):
         split, role = places[number % 3]
-        for pair in maker.pairs(talk(number, "a boat", split=split, role=role)):
+        for pair in maker.pairs(talk(number, "a boat", split=split, role=role), kinds=("mismatch",)):
             assert pair.negative.uri.startswith(f"{split}/{role}/")
             assert (pair.split, pair.role) == (split, role)
 
 
 def test_the_pool_is_bounded_and_spreads_the_negatives() -> None:
-    maker = NegativeMaker(kinds=("mismatch",), seed=0)
-    uris = [pair.negative.uri for number in range(3 * POOL) for pair in maker.pairs(talk(number, "a boat"))]
+    maker = NegativeMaker(seed=0)
+    uris = [
+        pair.negative.uri
+        for number in range(3 * POOL)
+        for pair in maker.pairs(talk(number, "a boat"), kinds=("mismatch",))
+    ]
     assert len(maker._pools["s", "train", "reward"]) == POOL
     assert len(set(uris)) > 0.5 * len(uris)

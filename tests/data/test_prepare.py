@@ -120,21 +120,11 @@ def test_filters_are_counted(prepare: Prepare, tmp_path: Path) -> None:
     records = json.loads(source.read_text())
     records[0]["prompt"] = "a cat, artstation, masterpiece, cinematic, octane render"
     lay.put(source.parent / "images/1a.png", lay.image_bytes(1, size=(8, 8)))
-    lay.put(source.parent / "images/2b.png", lay.image_bytes(0, size=(48, 48)).__class__(_flat()))
+    lay.put(source.parent / "images/2b.png", lay.flat_image_bytes())
     lay.put(source, records)
     count = prepare("preferences", source, test_fraction=0.01).sources["preferences"]
     assert count.filtered == {"small_image": 1, "style_keywords": 1, "unclear_image": 1}
     assert lay.balanced(count)
-
-
-def _flat() -> bytes:
-    import io
-
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.new("RGB", (48, 48), (80, 90, 100)).save(out, "PNG")
-    return out.getvalue()
 
 
 def test_bad_records_are_quarantined_with_place_and_reason(prepare: Prepare, tmp_path: Path) -> None:

@@ -65,13 +65,12 @@ class _Entry:
 class NegativeMaker:
     """Makes pairs from one dialogue after the other, and keeps its pictures for the next ones."""
 
-    def __init__(self, *, kinds: Sequence[NegativeKind], seed: int) -> None:
-        self.kinds = kinds
+    def __init__(self, *, seed: int) -> None:
         self.seed = seed
         self._pools: dict[tuple[str, str, str], list[_Entry]] = {}
 
-    def pairs(self, dialogue: Dialogue) -> Iterator[PreferencePair]:
-        """The dialogue must carry its split and role."""
+    def pairs(self, dialogue: Dialogue, *, kinds: Sequence[NegativeKind]) -> Iterator[PreferencePair]:
+        """Up to one pair of each kind and round. The dialogue must carry its split and role."""
         pool = self._pools.setdefault((dialogue.source, dialogue.split, dialogue.role), [])
         draw = random.Random(unit(dialogue.dialogue_id, salt=f"negatives{self.seed}"))
         previous: Picture | None = None
@@ -82,7 +81,7 @@ class NegativeMaker:
                 continue
             words = words_of(turn.refined_prompt)
             if turn.target:
-                for kind in self.kinds:
+                for kind in kinds:
                     negative = self._negative(kind, picture, previous, words, pool, draw)
                     if negative is not None:
                         yield PreferencePair(

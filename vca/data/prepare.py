@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from vca.data.manifest import FILE_NAME, Manifest, SourceCounts, digest_of
 from vca.data.negatives import NegativeMaker
 from vca.data.quarantine import FILE_NAME as QUARANTINE
 from vca.data.quarantine import Quarantine
-from vca.data.settings import DataSettings, EmojiDialogSettings, FolderSettings, source_name
+from vca.data.settings import DataSettings, EmojiDialogSettings, FolderSettings, NegativeKind, source_name
 from vca.data.shards import ShardWriter
 from vca.data.sources.base import PassedOver, Refused, Source
 from vca.data.splits import keys_of, role_of, side_of
@@ -100,7 +100,8 @@ def _build(config: DataSettings, building: Path, output: Path, progress: Progres
             source_scratch.mkdir()
             source = open_source(settings, config=config, scratch=source_scratch)
             states.append(f"{source.name}@{source.watermark()}")
-            counts[source.name] = desk.read(source, progress)
+            kinds = settings.negatives if isinstance(settings, FolderSettings) and source.make_negatives else ()
+            counts[source.name] = desk.read(source, progress, negatives=kinds)
             shutil.rmtree(source_scratch)
         desk.ledger.close()
     shutil.rmtree(scratch)
@@ -133,12 +134,12 @@ class _Desk:
         self.quarantine = quarantine
         self.ledger = ledger
         self.style = StyleFilter(limit=config.style_keyword_limit)
-        self.negatives = NegativeMaker(kinds=config.negatives, seed=config.seed)
+        self.negatives = NegativeMaker(seed=config.seed)
         self._pictures: OrderedDict[str, Stored] = OrderedDict()
         self._cached = 0
 
-    def read(self, source: Source, progress: Progress) -> SourceCounts:
-        """Every record of `source`. Errors: DataError where it has none."""
+    def read(self, source: Source, progress: Progress, *, negatives: Sequence[NegativeKind]) -> SourceCounts:
+        """Every record of `source`, with the pairs of these kinds made. Errors: DataError where it has none."""
         tally: dict[str, Counter[str]] = {
             name: Counter() for name in ("accepted", "filtered", "written", "written_kinds", "negatives")
         }
@@ -161,7 +162,7 @@ class _Desk:
                     else:
                         kind = "pairs" if isinstance(outcome, PreferencePair) else "dialogues"
                         tally["accepted"][f"{kind}/{outcome.split}/{outcome.role}"] += 1
-                        made += self._write(outcome, source, tally)
+                        made += self._write(outcome, negatives, tally)
                 task.advance()
         if not seen:
             raise DataError(f"{source.name} is empty: not one record found; check data.sources")
@@ -232,7 +233,9 @@ class _Desk:
             self._cached -= len(oldest.data)
         return stored
 
-    def _write(self, record: Dialogue | PreferencePair, source: Source, tally: dict[str, Counter[str]]) -> int:
+    def _write(
+        self, record: Dialogue | PreferencePair, negatives: Sequence[NegativeKind], tally: dict[str, Counter[str]]
+    ) -> int:
         """Write what the record's role needs; how many pairs were made of it."""
         if isinstance(record, PreferencePair):
             if record.role in PAIR_ROLES:
@@ -241,8 +244,8 @@ class _Desk:
         if record.role in DIALOGUE_ROLES:
             self._put(record, tally)
         made = 0
-        if source.make_negatives and record.role in PAIR_ROLES:
-            for pair in self.negatives.pairs(record):
+        if record.role in PAIR_ROLES:
+            for pair in self.negatives.pairs(record, kinds=negatives):
                 self._put(pair, tally)
                 made += 1
         return made

@@ -28,6 +28,10 @@ class FolderSettings(BaseModel):
     fraction: float = Field(
         default=1.0, description="share of its dialogues to use, drawn by hash of the id", gt=0, le=1
     )
+    negatives: tuple[NegativeKind, ...] = Field(
+        default=("edited_prompt", "opposite_prompt", "mismatch"),
+        description="kinds of pairs to make from its dialogues, where the data allow them",
+    )
     keep_split: bool = Field(
         default=False,
         description="dialogues and preferences: keep the split and role that each record states, as an export does",
@@ -78,10 +82,6 @@ class DataSettings(BaseModel):
     )
     style_keyword_limit: int = Field(
         4, description="filter: prompts with this many different style keywords, or more", ge=1
-    )
-    negatives: tuple[NegativeKind, ...] = Field(
-        ("edited_prompt", "opposite_prompt", "mismatch"),
-        description="pairs to derive from dialogues, where a source asks for it and the data allow it",
     )
     max_bad_share: float = Field(
         0.05, description="largest share of a source's records that may be unusable", ge=0, le=1
