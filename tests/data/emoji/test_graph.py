@@ -136,7 +136,10 @@ def test_edits_are_told_and_lead_to_items_of_the_graph(train: EditGraph) -> None
     edits = train.edits(item)
     said = {edit.instruction for edit in edits}
     assert "make the skin dark" in said
-    assert "make them an astronaut" in said
+    roles = {t.role for t in train.items if (t.style, t.gender, t.tone) == ("noto", "woman", "medium")}
+    assert "artist" in roles
+    assert "make them an artist" in said
+    assert not any("firefighter" in words for words in said)
     assert "draw it in twemoji style" in said
     assert all(edit.target_id in train.by_id and edit.target_id != item.item_id for edit in edits)
     assert {edit.kind for edit in edits} >= {"skin_tone", "role", "gender", "style"}
