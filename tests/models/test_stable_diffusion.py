@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_tiny_pipeline
+from tiny_pipeline import build_tiny_pipeline
 
 from vca.errors import ArtifactError
 from vca.models.stable_diffusion import (

@@ -37,7 +37,7 @@ _SMOOTH = 10  # rollouts whose mean stands for the start and the end of training
 
 
 def run(config: DiffusionSettings, *, inputs: dict[str, Path], output: Path, progress: Progress) -> StageResult:
-    """Train on `inputs["data"]` with the scorer in `inputs["reward"]`; the adapter, its card and its log go to `output`.
+    """Train on `inputs["data"]` with the scorer in `inputs["reward"]`; adapter, card and log go to `output`.
 
     An `output` with checkpoints of the same run is gone on with. Raises Interrupted (exit 143) after a checkpoint on
     SIGTERM; ArtifactError for data, reward, base or checkpoints that are damaged or don't fit; DataError without
