@@ -176,6 +176,14 @@ def test_empty_and_useless_data_are_refused(prepare: Prepare, tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_missing_data_set_is_one_clear_line(prepare: Prepare, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "nowhere"
+    with pytest.raises(DataError, match="nowhere does not exist; set data"):
+        prepare(kind, path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failing_run_leaves_the_old_data_set(prepare: Prepare, tmp_path: Path) -> None:
     source = lay.preferences(tmp_path / "source")
     first = prepare("preferences", source)

@@ -60,7 +60,7 @@ def run(config: DataSettings, *, inputs: dict[str, Path], output: Path, progress
 
 
 def watermark(config: DataSettings, *, scratch: Path | None = None) -> str:
-    """The state of all sources, "name@state" each, without reading their records."""
+    """The state of all sources, "name@state" each, without reading records. Errors: DataError for a missing one."""
     sources = [open_source(settings, config=config, scratch=scratch or Path()) for settings in config.sources]
     return " ".join(f"{source.name}@{source.watermark()}" for source in sources)
 

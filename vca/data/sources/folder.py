@@ -7,6 +7,7 @@ from pathlib import Path
 from vca.data.settings import FolderSettings, source_name
 from vca.data.sources.files import read_picture, state_of
 from vca.data.splits import group_of, unit
+from vca.errors import DataError
 from vca.records import Picture
 
 
@@ -31,7 +32,14 @@ class FolderSource:
         return None
 
     def watermark(self) -> str:
-        return state_of(self.path)
+        return self._state(self.path)
+
+    def _state(self, path: Path) -> str:
+        if not self.path.exists():
+            raise DataError(
+                f"{self.name}: {self.path} does not exist; set data.sources.path to where the data set lies"
+            )
+        return state_of(path)
 
     def chosen(self, record_id: str) -> bool:
         """Whether this dialogue is in the share of the data set that the settings ask for."""

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from vca.data.ledger import Spool
 from vca.data.sources.base import Item, PassedOver
 from vca.data.sources.dialogues import check_sha256, picture_key, stated_role, stated_split
-from vca.data.sources.files import Unusable, field, optional, state_of, stream_array, text
+from vca.data.sources.files import Unusable, field, optional, stream_array, text
 from vca.data.sources.folder import FolderSource
 from vca.data.splits import group_of
 from vca.errors import DataError
@@ -29,7 +29,7 @@ class Preferences(FolderSource):
     brings_pairs = True
 
     def watermark(self) -> str:
-        return state_of(self.path.parent)  # the pictures lie beside the file
+        return self._state(self.path.parent)  # the pictures lie beside the file
 
     def read(self) -> Iterator[Item]:
         if not self.path.is_file():
