@@ -62,7 +62,7 @@ def run(config: EvaluationSettings, *, inputs: dict[str, Path], output: Path, pr
         batch=config.batch,
         seed=config.seed,
     )
-    evaluation = _Evaluation(config=config, painter=painter, panel=panel, progress=progress)
+    evaluation = Evaluation(config=config, painter=painter, panel=panel, progress=progress)
     found = evaluation.measure(
         validation=_dialogues(inputs["data"], "validation"), test=_dialogues(inputs["data"], "test"), output=output
     )
@@ -80,7 +80,9 @@ def _dialogues(folder: Path, role: Any) -> list[Dialogue]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Evaluation:
+class Evaluation:
+    """What is measured, apart from where things are loaded from."""
+
     config: EvaluationSettings
     painter: Painter
     panel: Panel

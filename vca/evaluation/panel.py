@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from vca.evaluation.judges import ContentJudge, content_scores
+from vca.evaluation.judges import ContentJudge
 from vca.evaluation.metrics import Labels, retrieval_ranks
 from vca.evaluation.statistics import Array
 from vca.models.judge import Judge
@@ -37,19 +37,25 @@ class Panel:
     shipped: Judge
     reward: RewardScorer
 
+    def see(self, images_BCHW: Tensor) -> tuple[Tensor, Labels]:
+        """Content vectors [B,E], and the number of the likeliest drawing style of each picture."""
+        features_BF = self.shipped.features(images_BCHW=images_BCHW)
+        if self.content is self.shipped:
+            vectors_BE = self.shipped.embed_features(features_BF=features_BF)
+        else:
+            vectors_BE = self.content.embed_images(images_BCHW=images_BCHW)
+        return vectors_BE, self.shipped.style_logp(features_BF=features_BF).argmax(1).numpy()
+
     def look(self, *, prompts: list[str], images_BCHW: Tensor) -> Verdicts:
         """All verdicts; a picture's retrieval rank is among these very prompts."""
-        similarity = self.content.embed_images(images_BCHW=images_BCHW) @ self.content.embed_texts(texts=prompts).T
+        vectors_BE, style_N = self.see(images_BCHW)
+        similarity = (vectors_BE @ self.content.embed_texts(texts=prompts).T).double()
         return Verdicts(
-            content_N=similarity.diagonal().double().numpy(),
-            rank_N=retrieval_ranks(similarity_NN=similarity.double().numpy()),
-            style_N=self.styles(images_BCHW),
+            content_N=similarity.diagonal().numpy(),
+            rank_N=retrieval_ranks(similarity_NN=similarity.numpy()),
+            style_N=style_N,
             reward_N=self.rewards(prompts=prompts, images_BCHW=images_BCHW),
         )
-
-    def styles(self, images_BCHW: Tensor) -> Labels:
-        """Number of the likeliest drawing style, [N]."""
-        return self.shipped.style_logp(images_BCHW=images_BCHW).argmax(1).numpy()
 
     def rewards(self, *, prompts: list[str], images_BCHW: Tensor) -> Array:
         """Calibrated reward: standard deviations above the mean of validation pictures, [N]."""
@@ -58,5 +64,6 @@ class Panel:
 
     def appraise(self, intents: list[str], images_BCHW: Tensor) -> tuple[list[float], list[str]]:
         """What a simulated person sees: content of the intent, and the drawing style's name."""
-        content = content_scores(self.content, prompts=intents, images_BCHW=images_BCHW)
-        return content.tolist(), [self.shipped.styles[style] for style in self.styles(images_BCHW)]
+        vectors_BE, styles = self.see(images_BCHW)
+        content = (vectors_BE * self.content.embed_texts(texts=intents)).sum(1)
+        return content.tolist(), [self.shipped.styles[style] for style in styles]

@@ -6,7 +6,6 @@ cap. The person asks the independent judges, never the reward model. B batch, C 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vca.diffusion.dialogues import strength
 from vca.diffusion.sampler import Samples
 from vca.evaluation.settings import EvaluationSettings
 from vca.records import Dialogue
@@ -131,7 +131,7 @@ def lead(
             refined = refine_rules(prompt=prompts[at], feedback=said, history=history)
             words[at], prompts[at] = said, refined.prompt
             edit = refined.action == "edit"
-            strengths[at] = strength(dialogues[at].dialogue_id, number + 1, config=config) if edit else None
+            strengths[at] = redraw(dialogues[at].dialogue_id, number + 1, config=config) if edit else None
         on_round(len(active))
         active = going
         if not active:
@@ -139,7 +139,14 @@ def lead(
     return sessions
 
 
-def strength(dialogue_id: str, number: int, *, config: EvaluationSettings) -> float:
-    """Share of the steps re-drawn in round `number` ≥ 2: uniform for round 2, decaying, with a floor (eq. 3)."""
-    first = random.Random(f"{config.seed} {dialogue_id}").uniform(config.strength_low, config.strength_high)
-    return max(config.strength_floor, first * config.strength_decay ** (number - 2))
+def redraw(dialogue_id: str, number: int, *, config: EvaluationSettings) -> float:
+    """Share of the picture that round `number` ≥ 2 draws again, as in training."""
+    return strength(
+        dialogue_id,
+        number,
+        low=config.strength_low,
+        high=config.strength_high,
+        decay=config.strength_decay,
+        floor=config.strength_floor,
+        seed=config.seed,
+    )
