@@ -1,10 +1,12 @@
-"""What can be set about reward training. The defaults are the paper's figures, and algorithm readings, to the letter."""
+"""What can be set about reward training. The defaults are the paper's figures and readings, to the letter."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vca.errors import SettingsError
 
 
 class RewardSettings(BaseModel):
@@ -78,12 +80,10 @@ class RewardSettings(BaseModel):
 
         Raises SettingsError where the batch can't be shared out evenly.
         """
-        from vca.errors import SettingsError
-
         if self.batch % (self.micro_batch * world):
             raise SettingsError(
-                f"reward.batch {self.batch} cannot be shared by {world} processes in micro-batches of {self.micro_batch}: "
-                f"set reward.batch to a multiple of {self.micro_batch * world}"
+                f"reward.batch {self.batch} is not shared evenly by {world} processes in micro-batches "
+                f"of {self.micro_batch}: set reward.batch to a multiple of {self.micro_batch * world}"
             )
         return self.batch // (self.micro_batch * world)
 
