@@ -112,7 +112,7 @@ def settings(labels: Path, *, size: int) -> DataSettings:
 def peak_rss_mb(records: int) -> float:
     """Peak resident memory of a process that prepares that many records of small pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        labels = make_data(Path(folder) / "source", pairs=records, side=64, kind="JPEG")
+        labels = make_data(Path(folder) / "source", pairs=records, side=64, kind="JPEG", distinct=2000)
         command = [sys.executable, __file__, "--prepare", str(labels), "64"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["peak_rss_mb"])
@@ -124,8 +124,11 @@ def prepare_alone(labels: Path, size: int) -> dict[str, float]:
     return {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
 
-def make_data(root: Path, *, pairs: int, side: int, kind: str) -> Path:
-    """Pictures with edges and texture, two of its own for each pair, and the JSON of labels."""
+def make_data(root: Path, *, pairs: int, side: int, kind: str, distinct: int = 10**6) -> Path:
+    """Pictures with edges and texture, two for each pair, and the JSON of labels.
+
+    After `distinct` pairs the same files come again under other paths: preparation can't know, and reads them anew.
+    """
     draw = np.random.default_rng(0)
     words = random.Random(0)
     things = ("house", "boat", "cat", "tree", "lamp", "bridge", "coat", "apple")
@@ -135,14 +138,19 @@ def make_data(root: Path, *, pairs: int, side: int, kind: str) -> Path:
         for number in range(pairs):
             names = []
             for place in "ab":
-                name = f"{number // 1000:03d}/{number:06d}{place}.{kind.lower()}"
-                (root / name).parent.mkdir(exist_ok=True)
+                folder = root / f"{number // distinct:03d}"
+                name = f"{folder.name}/{number % distinct:06d}{place}.{kind.lower()}"
+                names.append(name)
+                if number >= distinct:
+                    if not folder.exists():
+                        folder.symlink_to("000")
+                    continue
+                folder.mkdir(exist_ok=True)
                 coarse = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
                 image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
                 texture = draw.normal(0, 12, (side, side, 1))
                 pixels = (np.asarray(image, dtype=np.float32) + texture).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / name, kind)
-                names.append(name)
             record = {
                 "pair_id": f"pair-{number}",
                 "prompt": f"a {words.choice(things)} beside a {words.choice(things)}, number {number}",
