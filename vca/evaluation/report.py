@@ -142,14 +142,18 @@ def _reward_curves(steps: list[dict[str, float]]) -> list[tuple[str, str]]:
 def _policy_curves(path: Path) -> list[tuple[str, str]]:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     told = (
-        ("reward/mi/mean", "Policy: reward of its pictures", "calibrated score of the reward model", None),
-        ("approx_kl", "Policy: change per update", "approximate KL to the policy before the update", 0.0),
+        ("reward_mi_mean", "Policy: reward of its pictures", "calibrated score of the reward model", None),
+        (
+            "saturation_mean",
+            "Policy: colour of its pictures",
+            "a sudden rise or fall shows a reward that is cheated",
+            None,
+        ),
         ("lora_norm", "Policy: distance from the base", "norm of the trained LoRA weights", None),
     )
     return [
-        (title, curve([s[key] for s in lines], name=title, description=words, unit="update", level=level))
+        (title, curve([s[key] for s in lines], name=title, description=words, unit="rollout", level=level))
         for key, title, words, level in told
-        if lines and all(key in s for s in lines)
     ]
 
 

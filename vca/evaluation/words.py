@@ -102,7 +102,8 @@ def sentences(figures: Mapping[str, Any], *, taste: str | None) -> list[str]:
         )
     else:
         out.append(
-            f"A simulated person needs {trained} rounds to a picture they accept, as good as {base} with the base."
+            f"A simulated person needs {trained} rounds to a picture they accept, {base} with the base model: "
+            "no clear difference."
         )
     content = policy["content_judge"]
     share = 100 * content["delta"]["value"] / content["base"]["value"]

@@ -2,7 +2,7 @@
 
 * content, "CLIP-style": cosine of a picture (frozen ImageNet EfficientNet-Lite0, trained head) and a caption (trained
   word transformer, distilled from MiniLM and then trained against the pictures).
-* style: log-probabilities of the drawing styles, a small convolutional network of its own.
+* style: log-probabilities of the drawing styles, a head of its own on the same frozen features.
 * distance, "LPIPS-style": Zhang et al. 2018 (arXiv 1801.03924) with unit weights on EfficientNet-Lite0's own maps.
 
 Shapes: B batch, C channels, H, W, L words, D width, E joint embedding, F pooled features, S styles.
@@ -59,9 +59,13 @@ class ImageTower(nn.Module):
         parts.append(F.adaptive_avg_pool2d(images_BCHW.float(), 4).flatten(1))
         return torch.cat(parts, 1)
 
+    def standard(self, features_BF: Tensor) -> Tensor:
+        """Features with mean 0 and deviation 1 over the training pictures."""
+        return (features_BF - self.center_F) / self.spread_F
+
     def embed(self, features_BF: Tensor) -> Tensor:
         """[B,F] → unit vectors [B,E]."""
-        return F.normalize(self.head((features_BF - self.center_F) / self.spread_F), dim=1)
+        return F.normalize(self.head(self.standard(features_BF)), dim=1)
 
 
 class TextTower(nn.Module):
@@ -97,31 +101,6 @@ class TextTower(nn.Module):
         return F.normalize(self.head(self.states(tokens_BL)), dim=1)
 
 
-class StyleNet(nn.Module):
-    """Four convolutions; mean and maximum over the picture, so that line work counts as much as area."""
-
-    def __init__(self, styles: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 24, 5, stride=2, padding=2),
-            nn.GELU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.GroupNorm(8, 48),
-            nn.GELU(),
-            nn.Conv2d(48, 96, 3, stride=2, padding=1),
-            nn.GroupNorm(8, 96),
-            nn.GELU(),
-            nn.Conv2d(96, 96, 3, padding=1),
-            nn.GELU(),
-        )
-        self.out = nn.Linear(192, styles)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """[B,3,64,64] in [0,1] → logits [B,S]."""
-        x_BCHW = self.layers((images_BCHW.float() - 0.5) / 0.25)
-        return self.out(torch.cat([x_BCHW.mean((2, 3)), x_BCHW.amax((2, 3))], 1))  # type: ignore[no-any-return]
-
-
 class Judges(nn.Module):
     """The three networks in one state dict."""
 
@@ -129,7 +108,7 @@ class Judges(nn.Module):
         super().__init__()
         self.images = ImageTower()
         self.texts = TextTower(vocabulary)
-        self.style = StyleNet(styles)
+        self.style = nn.Sequential(nn.Linear(FEATURES, 64), nn.GELU(), nn.Dropout(0.3), nn.Linear(64, styles))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +139,18 @@ class Judge:
         return cls(networks=networks.eval(), styles=tuple(config["styles"]), sha256=digest)
 
     @torch.inference_mode()
-    def embed_images(self, *, images_BCHW: Tensor, batch: int = 128) -> Tensor:
+    def features(self, *, images_BCHW: Tensor, batch: int = 128) -> Tensor:
+        """[B,3,H,W] in [0,1] → [B,F], which content and style are both read from: the costly part."""
+        return torch.cat([self.networks.images.features(part) for part in torch.split(images_BCHW, batch)])
+
+    @torch.inference_mode()
+    def embed_features(self, *, features_BF: Tensor) -> Tensor:
+        """Unit vectors [B,E]."""
+        return self.networks.images.embed(features_BF)
+
+    def embed_images(self, *, images_BCHW: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] → unit vectors [B,E]."""
-        tower = self.networks.images
-        return torch.cat([tower.embed(tower.features(part)) for part in torch.split(images_BCHW, batch)])
+        return self.embed_features(features_BF=self.features(images_BCHW=images_BCHW))
 
     @torch.inference_mode()
     def embed_texts(self, *, texts: list[str]) -> Tensor:
@@ -178,11 +165,10 @@ class Judge:
         return (self.embed_images(images_BCHW=images_BCHW) * self.embed_texts(texts=prompts)).sum(1)
 
     @torch.inference_mode()
-    def style_logp(self, *, images_BCHW: Tensor, batch: int = 256) -> Tensor:
-        """Log-probabilities [B,S] in the order of `styles`; pictures of another size are resized to 64×64."""
-        if images_BCHW.shape[-2:] != (64, 64):
-            images_BCHW = F.interpolate(images_BCHW.float(), size=(64, 64), mode="bilinear", antialias=True)
-        return torch.cat([self.networks.style(part).log_softmax(1) for part in torch.split(images_BCHW, batch)])
+    def style_logp(self, *, features_BF: Tensor) -> Tensor:
+        """Log-probabilities [B,S] in the order of `styles`."""
+        logits_BS: Tensor = self.networks.style(self.networks.images.standard(features_BF))
+        return logits_BS.log_softmax(1)
 
     @torch.inference_mode()
     def distance(self, *, left_BCHW: Tensor, right_BCHW: Tensor, batch: int = 64) -> Tensor:
