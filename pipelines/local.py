@@ -2,7 +2,7 @@
 
 runs/<run id>/   run.log, run.json; after success data/ reward/ policy/ evaluation/, report.json, report.html
 runs/latest      the last run that succeeded; switched by one rename
-runs/.store/     finished results by what they were made from, and attempts that can go on (vca/store.py)
+runs/.cache/     finished results by what they were made from, and attempts that can go on (vca/store.py)
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def run(*, preset: str, overrides: list[str], output: Path, say: Callable[[str],
     with disk_errors(output):
         folder = _new_folder(output.resolve())
     work = folder / ".kfp"
-    work.mkdir()
     say(f"run {folder.name}, preset {preset}; every line is kept in {folder / 'run.log'}")
     try:
-        _execute(preset=preset, overrides=overrides, store=folder.parent / ".store", folder=folder)
+        from pipelines.training import training
+
+        arguments = {"preset": preset, "overrides": overrides, "store": str(folder.parent / ".cache")}
+        execute(training, folder=folder, run_dir=str(folder), **arguments)
         summary = _collect(folder, work, started)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -60,12 +62,16 @@ def run(*, preset: str, overrides: list[str], output: Path, say: Callable[[str],
     return folder
 
 
-def _execute(*, preset: str, overrides: list[str], store: Path, folder: Path) -> None:
+def execute(pipeline: Callable[..., Any], *, folder: Path, **arguments: Any) -> None:
+    """Run a pipeline's steps as subprocesses, their artifacts below `folder`/.kfp, every line in `folder`/run.log.
+
+    Lines that begin with "[stage] " are shown as well. Raises the VcaError that a step ended with, Interrupted after
+    SIGTERM or Ctrl-C.
+    """
     from kfp import local
 
-    from pipelines.training import training
-
     note = folder / ".kfp" / "termination.json"
+    note.parent.mkdir(exist_ok=True)
     os.environ |= {
         TERMINATION_LOG: str(note),
         "TMPDIR": str(folder / ".kfp"),  # kfp leaves a folder there for every step
@@ -88,7 +94,7 @@ def _execute(*, preset: str, overrides: list[str], store: Path, folder: Path) ->
     ):
         warnings.simplefilter("ignore")  # kfp warns of image names without "python" in them
         try:
-            training(preset=preset, overrides=overrides, store=str(store), run_dir=str(folder))
+            pipeline(**arguments)
         except RuntimeError as error:  # kfp: "Inner task failed"; why, the step has noted
             raise _reason(note, stopped, folder) from error
 

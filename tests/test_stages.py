@@ -28,7 +28,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in {
         "__init__.py": "",
         "room/__init__.py": "",
-        "room/entry.py": 'from vca import helper\nfrom .near import x\ndef f():\n    import vca.late\n    f("vca.told")\n',
+        "room/entry.py": 'from vca import helper\nfrom .near import x\ndef f():\n import vca.late\n f("vca.told")\n',
         "room/near.py": "x = 1\n",
         "helper.py": "def half(x):\n    return x / 2\n",
         "late.py": "",

@@ -134,9 +134,14 @@ def test_a_placed_copy_outlives_the_original(tmp_path: Path) -> None:
     result = produce(tmp_path / "out", Maker())
     store.place(result.folder, tmp_path / "copy")
     assert (tmp_path / "copy/part/a.bin").stat().st_ino == (tmp_path / "out/part/a.bin").stat().st_ino
-    produce(tmp_path / "out", Maker())
+    store.place(result.folder, tmp_path / "copy")  # once more, over itself
     (tmp_path / "out/part/a.bin").unlink()
     assert store.input_digest(tmp_path / "copy", name="data") == result.record["digest"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="no result of this program"):
+        store.place(tmp_path / "copy", tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").exists()
 
 
 NAMES = st.text("abcdef", min_size=1, max_size=4)
@@ -160,9 +165,8 @@ def test_a_digest_tells_names_and_contents_apart_and_nothing_else(tmp_path_facto
 
 
 def test_a_full_disk_is_one_line_for_people(tmp_path: Path) -> None:
-    full = open("/dev/full", "w", buffering=1)
     with pytest.raises(ResourceError, match="no space left on the disk of"), store.disk_errors(tmp_path):
-        full.write("a line\n")
+        Path("/dev/full").write_text("x")
     # What libraries in Rust and C++ make of it.
     with pytest.raises(ResourceError), store.disk_errors(tmp_path):
         raise RuntimeError('IoError(Os { code: 28, message: "No space left on device" })')

@@ -46,7 +46,13 @@ Evaluation = Annotated[Path, typer.Option(help="Folder that `vca evaluate` wrote
 def main() -> None:
     """The console script."""
     with guard():
-        app()
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            app()
+        except SystemExit as end:
+            if end.code == 130:  # what typer makes of Ctrl-C, without a word
+                raise KeyboardInterrupt from end
+            raise
 
 
 @app.command("run")

@@ -129,7 +129,7 @@ def input_digest(path: Path, *, name: str) -> str:
 
 
 def place(source: Path, target: Path) -> None:
-    """Put a finished folder where it is wanted as well: hard links where the file system allows, else copies."""
+    """Put a finished folder where it is wanted as well, in place of an older result: hard links, or else copies."""
 
     def link(a: str, b: str) -> None:
         try:
@@ -139,8 +139,14 @@ def place(source: Path, target: Path) -> None:
                 raise
             shutil.copy2(a, b)
 
+    if target.exists() and read_record(target) is None and (target.is_file() or any(target.iterdir())):
+        raise ArtifactError(f"{target} exists and is no result of this program; choose another folder or remove it")
+    new = target.with_name(f".{target.name}.new")
     with disk_errors(target.parent):
-        shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(source, new, copy_function=link)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(new, target)
 
 
 def write_json(path: Path, value: Any) -> None:
