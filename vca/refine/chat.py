@@ -114,10 +114,11 @@ def endpoint(settings: RefineSettings) -> Complete:
             )
         key = found
     client = openai.OpenAI(base_url=settings.endpoint_url, api_key=key, max_retries=0)
+    completions, completion = client.chat.completions, openai.types.chat.ChatCompletion  # imported lazily: now
     schema = {"name": "refinement", "strict": True, "schema": Answer.model_json_schema()}
 
     def once(messages: list[dict[str, str]], seconds: float) -> str:
-        reply = client.chat.completions.create(
+        reply = completions.create(
             model=settings.model,
             messages=messages,
             temperature=0,
@@ -126,7 +127,7 @@ def endpoint(settings: RefineSettings) -> Complete:
             response_format={"type": "json_schema", "json_schema": schema},
             timeout=seconds,
         )
-        if not isinstance(reply, openai.types.chat.ChatCompletion) or not reply.choices:
+        if not isinstance(reply, completion) or not reply.choices:
             raise ChatError("the endpoint does not speak the chat completions protocol")
         text = reply.choices[0].message.content or ""
         parse(text)  # an answer that is no answer is worth another attempt
