@@ -266,4 +266,4 @@ def test_nothing_is_claimed_of_an_interval_with_zero() -> None:
     assert headline(figures, taste="fluent").startswith("In this run no difference")
     said = " ".join(sentences(figures, taste="fluent"))
     assert "no clear difference" in said
-    assert "as well as before" in said
+    assert "no clear change" in said

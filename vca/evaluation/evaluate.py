@@ -47,12 +47,13 @@ def run(config: EvaluationSettings, *, inputs: dict[str, Path], output: Path, pr
     shipped = Judge.load()
     if config.taste is not None and config.taste not in shipped.styles:
         raise SettingsError(f"evaluation.taste {config.taste!r}: the style judge knows {', '.join(shipped.styles)}")
-    pipeline = load_pipeline(config.base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = load_pipeline(config.base, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     load_adapter(pipeline, inputs["policy"])
     panel = Panel(
         content=load_content_judge(config.content_judge, shipped=shipped),
         shipped=shipped,
-        reward=RewardScorer.load(inputs["reward"]),
+        reward=RewardScorer.load(inputs["reward"], device=device),
     )
     painter = Painter(
         pipeline=pipeline,

@@ -60,7 +60,9 @@ class Painter:
             part = generate(
                 self.pipeline,
                 prompts=[prompts[row] for row in rows],
-                previous_latents=previous_BCHW[rows] if again and previous_BCHW is not None else None,
+                previous_latents=previous_BCHW[rows].to(self.pipeline.device)
+                if again and previous_BCHW is not None
+                else None,
                 strength=wanted[rows[0]],
                 steps=self.steps,
                 guidance=self.guidance,

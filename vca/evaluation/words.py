@@ -108,7 +108,10 @@ def sentences(figures: Mapping[str, Any], *, taste: str | None) -> list[str]:
     content = policy["content_judge"]
     share = 100 * content["delta"]["value"] / content["base"]["value"]
     if not excludes_zero(content["delta"]):
-        out.append("The pictures fit the words as well as before, by a judge that took no part in training.")
+        out.append(
+            f"How well the pictures fit the words shows no clear change ({share:+.1f} %), "
+            "by a judge that took no part in training."
+        )
     elif share < 0:
         out.append(
             f"The price: the pictures fit the words {-share:.1f} % less well, by a judge that took no part in training."
