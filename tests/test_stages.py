@@ -154,7 +154,12 @@ def test_a_key_holds_every_input_by_content(tmp_path: Path, monkeypatch: pytest.
         return store.Result(folder=folder, record={}, cached=False)
 
     monkeypatch.setattr(store, "produce", produce)
-    config = load().evaluation
+    models = [tmp_path / "base", tmp_path / "judge"]
+    config = load(overrides=[f"evaluation.base={models[0]}", f"diffusion.base={models[0]}"]).evaluation
+    config = config.model_copy(update={"content_judge": str(models[1])})
+    for path in models:
+        path.mkdir()
+        (path / "config.json").write_text("1")
     inputs = {name: tmp_path / name for name in ("data", "reward", "policy")}
 
     def key() -> str:
@@ -175,6 +180,9 @@ def test_a_key_holds_every_input_by_content(tmp_path: Path, monkeypatch: pytest.
     assert key() == first
     for path in inputs.values():
         (path / "file").write_text("2")
+        assert key() not in keys[:-1]
+    for path in models:
+        (path / "config.json").write_text("2")
         assert key() not in keys[:-1]
     inputs["policy"] = tmp_path / "missing"
     with pytest.raises(ArtifactError, match=r"policy: .*missing does not exist"):

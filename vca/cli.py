@@ -270,8 +270,14 @@ def record_step(*, run_dir: str, state: str, error: str, preset: str, overrides:
 @contextmanager
 def guard() -> Iterator[None]:
     """One line on stderr and an exit code for everything a person can mend."""
+    import warnings
+
     from vca.store import disk_errors
 
+    # The libraries' own bars and notes to developers would drown ours; settings of the user's own stay.
+    for name, value in {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with disk_errors(Path.cwd()):
             yield

@@ -56,7 +56,7 @@ def check(
 
 
 def _code_and_models(settings: Settings, name: str) -> str:
-    models = {where: location.digest(where) for where in stages.model_locations(settings, name)}
+    models = stages.model_digests(name, stages.config_of(settings, name))
     return store.key_of({"code": stages.code_version(name), "models": models})
 
 

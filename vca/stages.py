@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vca import store
+from vca.models import location
 from vca.progress import Progress
 from vca.settings import Settings
 
@@ -30,29 +31,27 @@ PACKAGE = Path(__file__).parent
 class Stage:
     """One stage: where its `run` lies, what it reads, how its output folder is called.
 
-    models: the settings, as (section, field), that name base models it loads. resumable: an interrupted attempt may go
-    on from what it left (the stage itself checks what it finds).
+    models: those of its settings that name base models; a model that an input was made with counts with the input.
+    resumable: an interrupted attempt may go on from what it left (the stage itself checks what it finds).
     """
 
     module: str
     section: str
     inputs: tuple[str, ...]
     output: str
-    models: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
     resumable: bool = False
 
 
 STAGES = {
     "data": Stage(module="vca.data.prepare", section="data", inputs=(), output="data"),
-    "reward": Stage(
-        module="vca.reward.train", section="reward", inputs=("data",), output="reward", models=(("reward", "base"),)
-    ),
+    "reward": Stage(module="vca.reward.train", section="reward", inputs=("data",), output="reward", models=("base",)),
     "diffusion": Stage(
         module="vca.diffusion.train",
         section="diffusion",
         inputs=("data", "reward"),
         output="policy",
-        models=(("diffusion", "base"), ("reward", "base")),
+        models=("base",),
         resumable=True,
     ),
     "evaluation": Stage(
@@ -60,7 +59,7 @@ STAGES = {
         section="evaluation",
         inputs=("data", "reward", "policy"),
         output="evaluation",
-        models=(("evaluation", "base"), ("reward", "base"), ("evaluation", "content_judge")),
+        models=("base", "content_judge"),
     ),
     "report": Stage(
         module="vca.evaluation.report",
@@ -106,6 +105,7 @@ def run(
         "stage": name,
         "settings": config.model_dump(mode="json"),
         "code_version": code_version,
+        "models": model_digests(name, config),
         "watermark": watermark,
         "inputs": {key: store.input_digest(inputs[key], name=key) for key in stage.inputs},
     }
@@ -140,9 +140,9 @@ def code_version(name: str) -> str:
     return total.hexdigest()
 
 
-def model_locations(settings: Settings, name: str) -> list[str]:
-    """The base models that stage `name` loads."""
-    return sorted({getattr(getattr(settings, section), field) for section, field in STAGES[name].models})
+def model_digests(name: str, config: BaseModel) -> dict[str, str]:
+    """Which base models stage `name` loads, by content. Raises ArtifactError for one that isn't there."""
+    return {field: location.digest(getattr(config, field)) for field in STAGES[name].models}
 
 
 def sources(module: str) -> set[Path]:
