@@ -38,7 +38,7 @@ def test_an_unknown_total_has_no_eta(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue().splitlines()[0] == "reading: 7 records"
 
 
-def test_a_pipe_gets_lines_and_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_lines_and_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.delenv("VCA_TERMINAL", raising=False)
     assert isinstance(progress.for_stream(io.StringIO()), progress.Plain)
     ours, theirs = pty.openpty()
@@ -51,6 +51,7 @@ def test_a_pipe_gets_lines_and_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyP
         with bars.task("training", 4) as task:
             for _ in range(4):
                 task.advance(loss=0.5)
+        bars.say("a line")
         drawn = os.read(ours, 65536).decode()
     finally:
         os.close(theirs)
@@ -59,3 +60,6 @@ def test_a_pipe_gets_lines_and_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyP
     assert re.search(r"4/4", drawn)
     assert "loss 0.5" in drawn
     assert "ETA" in drawn
+    # What is said goes through the pipe, where the runner logs it and shows it.
+    assert capsys.readouterr().out == "[reward] a line\n"
+    assert "a line" not in drawn

@@ -102,10 +102,11 @@ class _Bar:
 
 
 class Live:
-    """Bars for a terminal, drawn by rich."""
+    """Bars for a terminal, drawn by rich. `terminal`: where to draw them, if that isn't where lines go."""
 
-    def __init__(self, stream: TextIO | None = None, prefix: str = "") -> None:
+    def __init__(self, stream: TextIO | None = None, prefix: str = "", terminal: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
+        self.terminal = terminal or self.stream
         self.prefix = prefix
 
     @contextmanager
@@ -124,7 +125,7 @@ class Live:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Bars(*columns, console=Console(file=self.stream), redirect_stdout=False, redirect_stderr=False) as bars:
+        with Bars(*columns, console=Console(file=self.terminal), redirect_stdout=False, redirect_stderr=False) as bars:
             yield _Bar(bars, bars.add_task(f"{self.prefix}{name}", total=total, figures=""))
 
     def say(self, text: str) -> None:
@@ -147,5 +148,5 @@ def for_stream(stream: TextIO | None = None, *, prefix: str = "") -> Progress:
         return Live(stream, prefix)
     terminal = os.environ.get("VCA_TERMINAL")
     if terminal and stream is sys.stdout:
-        return Live(open(terminal, "w", encoding="utf-8", buffering=1), prefix)
+        return Live(stream, prefix, open(terminal, "w", encoding="utf-8", buffering=1))
     return Plain(stream, prefix=prefix)

@@ -77,8 +77,8 @@ def test_the_loop_runs_whole_runs_again_only_what_changed_and_survives_being_sto
     # The same command goes on: data and reward are there, the generator continues.
     assert run(tmp_path) == {"data": False, "reward": False, "diffusion": True, "evaluation": True, "report": True}
     latest = tmp_path / "runs/latest"
-    iterations = [json.loads(line)["iteration"] for line in (latest / "policy/metrics.jsonl").read_text().splitlines()]
-    assert len(iterations) == len(set(iterations)) == 6
+    updates = [json.loads(line)["update"] for line in (latest / "policy/metrics.jsonl").read_text().splitlines()]
+    assert updates == [1, 2, 3, 4, 5, 6]
     figures = json.loads((latest / "report.json").read_text())
     assert set(figures["seconds"]) == {"data", "reward", "diffusion", "evaluation"}
     assert figures["peak_rss_mb"] > 100
