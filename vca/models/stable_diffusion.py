@@ -14,13 +14,14 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vca.errors import ArtifactError
 from vca.models.location import digest, resolve
@@ -87,7 +88,9 @@ class StableDiffusion:
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, states_BLD: Tensor) -> Tensor:
         """The U-Net's output (noise or velocity, see `prediction_type`), float32."""
-        output: Tensor = self.unet(latents_BCHW.to(self.dtype), timesteps_B, encoder_hidden_states=states_BLD).sample
+        # PyTorch's flash attention for CPUs is slow backward: plain attention takes a third less time per trained step.
+        with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
+            output: Tensor = self.unet(latents_BCHW.to(self.dtype), timesteps_B, encoder_hidden_states=states_BLD).sample
         return output.float()
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
