@@ -142,35 +142,6 @@ def train_autoencoder(
     return vae
 
 
-def refine_decoder(vae: AutoencoderKL, images: Tensor, *, seconds: float, seed: int) -> None:
-    """More training for the decoder alone: the encoder, and with it every latent the U-Net learnt from, stays."""
-    vae.encoder.requires_grad_(False)
-    parameters = list(vae.decoder.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    averages = Averages(parameters)
-    generator, log, start = torch.Generator().manual_seed(seed), Log("decoder", 10**9), time.process_time()
-    for step, index in enumerate(batches(len(images), 16, 10**9, generator)):
-        spent = time.process_time() - start
-        if spent > seconds:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (0.5 * (1 + math.cos(math.pi * spent / seconds)) + 0.01)
-        batch_BCHW = (images[index].float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latents_BCHW = vae.encode(batch_BCHW).latent_dist.sample(generator=generator)
-            output_BCHW = vae.decode(latents_BCHW).sample
-        output_BCHW = output_BCHW.float()
-        loss = outline_loss(output_BCHW, batch_BCHW) + colour_loss(output_BCHW, batch_BCHW)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        averages.update(step)
-        log(step, loss.item())
-    averages.swap()
-
-
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: Tensor) -> float:
     """dB, mean over pictures."""

@@ -32,7 +32,6 @@ from scripts.base_models.autoencoder import (
     images_of,
     new_autoencoder,
     psnr,
-    refine_decoder,
     train_autoencoder,
 )
 from vca.data.emoji.catalogue import Catalogue, EmojiItem, caption, load_catalogue
@@ -214,7 +213,7 @@ everything that loads, adapts and serves SD 2.1 runs on a laptop CPU. It draws 6
 | U-Net, v-prediction | `UNet2DConditionModel` | {facts["parameters"]["unet"]:,} |
 
 **Trained by** `scripts/base_models/stable_diffusion.py` (`make base-models`), one CPU thread.
-Autoencoder: {facts["autoencoder_steps"]} steps of 16, then {facts["decoder_seconds"]} CPU seconds of decoder alone.
+Autoencoder: {facts["autoencoder_steps"]} steps of 16.
 U-Net and text encoder: {facts["unet"]["steps"]} steps of {BATCH}, {facts["unet_seconds"]} CPU seconds,
 last mean loss {facts["unet"]["loss"]}.
 **From** the {facts["pictures"]} train-side pictures of EmojiDialog (see its NOTICE.md); held-out concepts and
@@ -232,7 +231,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/base_models"), help="keeps each phase's result")
     parser.add_argument("--outline-steps", type=int, default=1500)
     parser.add_argument("--colour-steps", type=int, default=900)
-    parser.add_argument("--decoder-seconds", type=float, default=600)
     parser.add_argument("--unet-seconds", type=float, nargs=len(RATES), default=[2100, 1500], help="of each cycle")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -265,7 +263,6 @@ def main() -> None:
         for cycle, (rate, seconds) in enumerate(zip(RATES, options.unet_seconds, strict=True))
     ]
     unet_facts = {"steps": sum(cycle["steps"] for cycle in cycles), "loss": cycles[-1]["loss"]}
-    refine_decoder(vae, images, seconds=options.decoder_seconds, seed=options.seed)
     save(options, vae.eval(), text_encoder, tokenizer, unet, unet_facts, images, held_out)
 
 
@@ -288,7 +285,6 @@ def save(
         "psnr_test": round(psnr(vae, held_out), 1),
         "pictures": len(images),
         "autoencoder_steps": options.outline_steps + options.colour_steps,
-        "decoder_seconds": round(options.decoder_seconds),
         "unet_seconds": round(sum(options.unet_seconds)),
     }
     pipeline = StableDiffusionPipeline(
