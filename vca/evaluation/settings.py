@@ -53,7 +53,7 @@ class EvaluationSettings(BaseModel):
     max_rounds: int = Field(20, description="rounds after which a simulated person gives up", ge=1, le=1000)
     satisfied_percentile: float = Field(
         70.0,
-        description="percentile of real validation pictures' content score that satisfies a simulated person",
+        description="percentile of the base's content score on validation intents that satisfies a simulated person",
         ge=0,
         le=100,
     )
