@@ -12,6 +12,7 @@ D width of the language model, F numbers in a patch.
 
 from __future__ import annotations
 
+import logging
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -245,11 +246,15 @@ def load(
     vision tower, embeddings and norms stay in `dtype`, which is also what the 4-bit layers compute in.
     Raises ArtifactError where nothing usable is there.
     """
+    # On import it advises to install a package that would fetch kernels over the network at run time.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
     from transformers import Qwen2_5_VLForConditionalGeneration as Qwen2_5
     from transformers import Qwen2VLForConditionalGeneration as Qwen2
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # loading reports through vca.progress or not at all
     where = resolve(location)
     classes = {"qwen2_vl": Qwen2, "qwen2_5_vl": Qwen2_5}
     quantization = BitsAndBytesConfig(
