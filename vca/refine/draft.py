@@ -49,18 +49,23 @@ class Draft:
     def replace_head(self, value: str) -> bool:
         old, rest = self.head()
         det, noun = split_article(value)
+        if re.match(rf"(?i)(?:(?:{DET}) )?{re.escape(noun)}(?!\w)", self.parts[0]) and " and " in noun:
+            return True
         bare = not re.match(rf"(?i)(?:{DET})\s", old)
         self.parts[0] = (noun if bare else f"{det} {noun}".strip()) + rest
         return True
 
     def set(self, name: str, value: str) -> bool:
         slot = SLOTS[name]
+        if not slot.found.fullmatch(slot.template.format(value)):
+            self.hint = f"“{value}” is not a {name} that the rules know: what should be different?"
+            return False
         for i, part in enumerate(self.parts):
             match = slot.found.search(part)
             if not match:
                 continue
             group = "v" if match["v"] is not None else "w"
-            if name == "hair" and match[0] != part and not (value.endswith("hair") and match["v"].endswith("hair")):
+            if name == "hair" and match[0] != part and not (value.endswith("hair") and match[0].endswith("hair")):
                 if value == "bald":
                     self.remove(match["v"])
                 break
@@ -83,7 +88,7 @@ class Draft:
         noun = split_article(phrase)[1]
         words = rf"{re.escape(noun)}(?:e?s)?\b"
         is_subject = re.search(rf"(?i)\b{words}$", self.head()[0]) and " and " not in self.parts[0]
-        if not is_subject and self._remove(words):
+        if not is_subject and not re.fullmatch(rf"(?i){PREP}|{DET}", noun) and self._remove(words):
             return True
         self.hint = f"“{noun}” is not something that can be taken out of “{self.text}”: what should be different?"
         return False
@@ -236,7 +241,8 @@ class Draft:
             tone = re.fullmatch(rf"(?i)({TONE})(?: skin)?(?: tone)?", value)
             return self.set("skin", tone[1].lower().replace(" ", "-")) if tone else False
         if re.fullmatch(r"hair(?: colou?r)?", noun):
-            hair = value if re.fullmatch("bald|.*hair", value) else f"{value} hair"
+            value = split_article(value)[1]
+            hair = value if re.fullmatch("bald|beard|.*hair", value) else f"{value} hair"
             return self.set("hair", hair)
         if noun in ("style", "drawing style", "background"):
             return self.set(noun.split()[-1], re.sub(r"(?i) (?:style|background)$", "", split_article(value)[1]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vca.refine.draft import Draft, History
-from vca.refine.words import COLOUR, HAIR, IT, MEDIUM, TONE, clean, split_parts
+from vca.refine.words import COLOUR, HAIR, IT, MEDIUM, TONE, WORD, clean, split_parts
 
 Action = Literal["ask", "answer", "generate", "edit"]
 
@@ -165,7 +165,7 @@ _GRAMMAR: tuple[tuple[str, Callable[[Draft, re.Match[str]], bool], Action], ...]
     ),
     (
         rf"(?:(?:re)?draw|paint|render|make|show|do|use|put|give|have)?\s?(?:{IT})?\s?(?:in|with|using|to)?\s?"
-        r"(?:an? |the )?(?P<x>[\w’'-]+(?: [\w’'-]+){0,2}?) style(?: instead)?",
+        rf"(?:an? |the )?(?P<x>{WORD}(?: {WORD}){{0,2}}?) style(?: instead)?",
         lambda d, m: d.set("style", m["x"]),
         "edit",
     ),

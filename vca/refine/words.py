@@ -54,6 +54,9 @@ OPPOSITES = dict(
 )
 
 
+WORD = rf"(?!(?:{PREP}|{DET})\b)[\w’'-]+"
+
+
 class Slot(NamedTuple):
     """An attribute with one value at a time. `found` captures the value as v; `template` writes it as a part."""
 
@@ -64,16 +67,14 @@ class Slot(NamedTuple):
 
 SLOTS = {
     "skin": Slot(re.compile(rf"(?i)\b(?P<v>{TONE})[ -]skin(?:ned)?(?: tone)?\b"), "{} skin", 1),
-    "hair": Slot(re.compile(rf"(?i)\b(?P<v>{HAIR})\b"), "{}", 2),
+    "hair": Slot(re.compile(rf"(?i)\b(?P<v>{HAIR}|(?<=with ){WORD} hair)\b|^(?P<w>{WORD} hair)$"), "{}", 2),
     "direction": Slot(
         re.compile(r"(?i)\b(?P<v>facing (?:left|right|forward|backward|away|up|down|the camera))\b"), "{}", 3
     ),
     "expression": Slot(re.compile(r"(?i)(?P<v>[\w-]+) expression\b"), "{} expression", 3),
-    "background": Slot(re.compile(r"(?i)(?P<v>[\w-]+) background\b"), "{} background", 4),
+    "background": Slot(re.compile(rf"(?i)(?P<v>{COLOUR}|^{WORD} {WORD}|{WORD}) background\b"), "{} background", 4),
     "style": Slot(
-        re.compile(
-            rf"(?i)(?:^|\bin (?:an? |the )?)(?P<v>[\w’'-]+(?: [\w’'-]+){{0,2}}) style\b|^(?:an? )?(?P<w>{MEDIUM})$"
-        ),
+        re.compile(rf"(?i)(?:^|\bin (?:an? |the )?)(?P<v>{WORD}(?: {WORD}){{0,2}}) style\b|^(?:an? )?(?P<w>{MEDIUM})$"),
         "{} style",
         6,
     ),
