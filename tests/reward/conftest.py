@@ -67,7 +67,7 @@ def write(folder: Path, pairs: Iterable[PreferencePair]) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    roles = {"reward": 24, "validation": 8, "test": 24}
+    roles = {"reward": 48, "validation": 8, "test": 40}
     pairs = [pair(1000 * n + i, role=role) for n, (role, count) in enumerate(roles.items()) for i in range(count)]
     return write(tmp_path_factory.mktemp("data") / "data", pairs)
 

@@ -31,7 +31,7 @@ def trained(config: RewardSettings, data: Path, output: Path) -> StageResult:
 
 @pytest.fixture(scope="session")
 def result(data: Path, settings: Make, tmp_path_factory: pytest.TempPathFactory) -> StageResult:
-    return trained(settings(epochs=12), data, tmp_path_factory.mktemp("out") / "reward")
+    return trained(settings(epochs=15), data, tmp_path_factory.mktemp("out") / "reward")
 
 
 @pytest.fixture
@@ -41,10 +41,11 @@ def images_BCHW() -> torch.Tensor:
 
 def test_it_learns_the_colours_of_squares_never_seen(result: StageResult) -> None:
     overall, before = result.metrics["accuracy"]["overall"], result.metrics["accuracy_base"]["overall"]
-    assert overall["low"] > 0.75
+    assert overall["value"] > 0.75
+    assert overall["low"] > 0.6
     assert overall["value"] > before["value"] + 0.15
     curves = result.metrics["curves"]
-    assert len(curves) == 12 * 3
+    assert len(curves) == 15 * 6
     assert curves[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert curves[-1]["loss"] < 0.4
     assert set(result.metrics["accuracy"]) == {"overall", "edited", "random", "colour"}
@@ -105,7 +106,8 @@ def test_saved_and_loaded_scores_are_equal(
     adapter.save(folder=tmp_path / "a", model=model, calibration=calibration, metrics={}, card="", watermark="w")
     scorer = RewardScorer.load(tmp_path / "a")
     assert scorer.calibration == calibration
-    assert torch.equal(scorer.score(prompts=PROMPTS, images_BCHW=images_BCHW).raw_B, before)
+    after = scorer.score(prompts=PROMPTS, images_BCHW=images_BCHW).raw_B
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
     assert float(before.std()) > 0
 
 
@@ -186,9 +188,24 @@ def test_a_model_that_scores_everything_alike_is_refused() -> None:
         train._calibrate([0.25] * 10)
 
 
-def test_training_that_breaks_says_what_to_lower(data: Path, settings: Make, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"reward\.learning_rate"):
-        trained(settings(learning_rate=1.0, epochs=20, clip_norm=1e30, beta=1000.0), data, tmp_path / "r")
+def test_training_that_breaks_says_what_to_lower(
+    data: Path, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = train.losses.loss
+    monkeypatch.setattr(train.losses, "loss", lambda *a, **k: loss(*a, **k) * torch.inf)
+    with pytest.raises(SettingsError, match=r"lower reward\.learning_rate"):
+        trained(settings(), data, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_few_broken_steps_are_skipped(
+    data: Path, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = train.losses.loss, iter(range(1000))
+    monkeypatch.setattr(train.losses, "loss", lambda *a, **k: loss(*a, **k) * (torch.nan if next(calls) == 1 else 1))
+    metrics = trained(settings(epochs=2), data, tmp_path / "r").metrics
+    assert metrics["skipped_steps"] == 1
+    assert "NaN" not in (tmp_path / "r" / "metrics.json").read_text()
 
 
 def test_missing_pairs_stop_before_training(tmp_path: Path, settings: Make) -> None:
@@ -288,5 +305,5 @@ def test_two_processes_train_one_model(data: Path, settings: Make, tmp_path: Pat
     figures = [float(line) for line in done.stdout.split()]
     assert len(figures) == 2
     assert figures[0] == figures[1] > 0.75  # both saw all test pairs, judged by the same weights
-    assert json.loads((out / "metrics.json").read_text())["accuracy"]["overall"]["n"] == 24
+    assert json.loads((out / "metrics.json").read_text())["accuracy"]["overall"]["n"] == 40
     RewardScorer.load(out)

@@ -104,6 +104,7 @@ def run(config: RewardSettings, *, inputs: dict[str, Path], output: Path, progre
             "accuracy_validation": agreement["accuracy"],
             "calibration": {"mu": calibration.mu, "s": calibration.s, "n": calibration.n},
             "curves": curves,
+            "skipped_steps": sum(not step["applied"] for step in curves),
             "pairs": {
                 "reward": manifest.rows(kind="pairs", role="reward"),
                 "validation": manifest.rows(kind="pairs", role="validation"),
@@ -132,8 +133,8 @@ def run(config: RewardSettings, *, inputs: dict[str, Path], output: Path, progre
     return StageResult(output=output, metrics=metrics)
 
 
-def train(model: RewardModel, examples: Examples, *, me: Process, progress: Progress) -> list[dict[str, float]]:
-    """Train `model` in place; a record of figures per optimizer step. It is left in eval mode."""
+def train(model: RewardModel, examples: Examples, *, me: Process, progress: Progress) -> list[dict[str, float | None]]:
+    """Train `model` in place; a record of figures per optimizer step (None: not finite). It is left in eval mode."""
     config = model.settings
     accumulation = config.accumulation(world=me.world)
     local = accumulation * config.micro_batch
@@ -151,7 +152,7 @@ def train(model: RewardModel, examples: Examples, *, me: Process, progress: Prog
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps=steps, warmup=warmup))
     if config.gradient_checkpointing:
         model.reader.model.gradient_checkpointing_enable({"use_reentrant": False})
-    curves: list[dict[str, float]] = []
+    curves: list[dict[str, float | None]] = []
     skipped = 0
     torch.manual_seed(config.seed + me.rank)
     model.train()
@@ -185,8 +186,9 @@ def train(model: RewardModel, examples: Examples, *, me: Process, progress: Prog
                 figures["accuracy"] += float(((difference_B > 0) + 0.5 * (difference_B == 0)).mean()) * share
             _average_gradients(model, me)
             norm = float(torch.nn.utils.clip_grad_norm_(model.trainable(), config.clip_norm))
-            figures |= {"learning_rate": float(schedule.get_last_lr()[0]), "gradient_norm": norm}
-            if math.isfinite(norm):
+            applied = math.isfinite(norm)
+            figures |= {"learning_rate": float(schedule.get_last_lr()[0]), "gradient_norm": norm, "applied": applied}
+            if applied:
                 optimizer.step()
             else:
                 skipped += 1
@@ -197,7 +199,7 @@ def train(model: RewardModel, examples: Examples, *, me: Process, progress: Prog
                     )
             optimizer.zero_grad()
             schedule.step()
-            curves.append(figures)
+            curves.append({name: value if math.isfinite(value) else None for name, value in figures.items()})
             task.advance(loss=figures["loss"], accuracy=figures["accuracy"])
     model.eval()
     return curves
@@ -254,8 +256,8 @@ def _calibrate(scores: Sequence[float]) -> Calibration:
     s = float(values.std(unbiased=False))
     if not math.isfinite(s) or s == 0:
         raise ArtifactError(
-            "the reward model gives every validation picture the same score: it learned nothing; "
-            "raise reward.learning_rate or reward.epochs"
+            "the reward model gives every validation picture the same score: it learned nothing, or diverged; "
+            "change reward.learning_rate or reward.epochs"
         )
     return Calibration(mu=float(values.mean()), s=s, n=len(scores))
 
