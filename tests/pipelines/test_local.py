@@ -1,8 +1,10 @@
 """Real components through kfp.local: what is kept, what runs again, how a failing step is told."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,41 @@ for how in ("kill", "raise"):
     assert "perhaps killed for want of memory" in killed
     assert "KeyError: 'oops'" in raised
     assert str(tmp_path / "raise/run.log") in raised
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_lets_its_step_save_and_is_told_so(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    (tmp_path / "script.py").write_text(f"""
+from pathlib import Path
+from kfp import dsl
+from pipelines import local
+from vca.cli import guard
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def trains(place: str):
+    import signal, time
+    from pathlib import Path
+    def save(signum, frame):
+        time.sleep(0.5)
+        Path(place, "saved").write_text("")
+        raise SystemExit(143)
+    signal.signal(signal.SIGTERM, save)
+    Path(place, "training").write_text("")
+    time.sleep(600)
+
+@dsl.pipeline(name="training")
+def training(place: str):
+    trains(place=place)
+
+with guard():
+    local.execute(training, folder=Path({str(tmp_path)!r}), place={str(tmp_path)!r})
+""")
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py"], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "training").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signum)  # to the runner alone, as `kill` does
+    _, errors = process.communicate()
+    assert (tmp_path / "saved").exists()
+    assert process.returncode == code
+    told = f"vca: error: stopped by {signum.name}; the same command goes on from the last finished part"
+    assert errors.splitlines()[-1] == told
