@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import pair, write
+from coloured_squares import pair, write
 
 from vca.errors import DataError
 from vca.progress import Quiet

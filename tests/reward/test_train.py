@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_base, pair, write
+from coloured_squares import make_base, pair, write
 from safetensors.torch import load_file, save_file
 
 from vca.errors import ArtifactError, DataError, SettingsError
