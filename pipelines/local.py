@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -52,11 +52,16 @@ def run(*, preset: str, overrides: list[str], output: Path, say: Callable[[str],
 
         arguments = {"preset": preset, "overrides": overrides, "store": str(folder.parent / ".cache")}
         execute(training, folder=folder, run_dir=str(folder), **arguments)
-        summary = _collect(folder, work, started)
+        summary = _collect(folder, work)
+        costs = {stage: {**cost, "cached": cost["finished"] < started} for stage, cost in summary.items()}
+        _tell(folder, stages=costs, seconds=round(time.time() - started, 1))
+    except VcaError as error:
+        _tell(folder, state="FAILED", error=str(error), exit_code=error.exit_code)
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     _switch(folder.parent / "latest", folder.name)
-    for line in _table(summary, time.time() - started):
+    for line in _table(costs, time.time() - started):
         say(line)
     say(f"report: {output / 'latest' / 'report.html'}")
     return folder
@@ -72,13 +77,13 @@ def execute(pipeline: Callable[..., Any], *, folder: Path, **arguments: Any) -> 
 
     note = folder / ".kfp" / "termination.json"
     note.parent.mkdir(exist_ok=True)
-    os.environ |= {
+    variables = {
         TERMINATION_LOG: str(note),
         "TMPDIR": str(folder / ".kfp"),  # kfp leaves a folder there for every step
         "PYTHONUNBUFFERED": "1",
     }
     if sys.stdout.isatty():
-        os.environ["VCA_TERMINAL"] = os.ttyname(sys.stdout.fileno())
+        variables["VCA_TERMINAL"] = os.ttyname(sys.stdout.fileno())
     # Only our own store skips work here, see docs/decisions/cache.md.
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
@@ -90,6 +95,7 @@ def execute(pipeline: Callable[..., Any], *, folder: Path, **arguments: Any) -> 
         (folder / "run.log").open("w", encoding="utf-8") as log,
         redirect_stdout(_Lines(log, sys.stdout)),
         _stop_steps() as stopped,
+        _environment(variables),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # kfp warns of image names without "python" in them
@@ -139,24 +145,44 @@ class _Lines(io.TextIOBase):
 
 
 @contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables for the steps, which inherit ours: kfp.local has no other way to pass them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
 def _stop_steps() -> Iterator[list[int]]:
     """On SIGTERM or Ctrl-C let the running step save what it has and end; a second Ctrl-C ends at once.
 
     Yields a list that holds the signal once it came.
     """
     stopped: list[int] = []
+    told: set[int] = set()
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        stopped.append(signum)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not stopped:
+            stopped.append(signum)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)  # a step may be about to start: look again every second
         for child in psutil.Process().children(recursive=True):
-            if child.name().startswith("python") and not child.parent().name().startswith("python"):
-                child.terminate()
+            with suppress(psutil.Error):  # it ended meanwhile
+                # kfp starts a shell, the shell starts the step, and the step knows best how to end what it started.
+                if child.pid not in told and child.name().startswith("python") and child.parent().name() == "sh":
+                    child.terminate()
+                    told.add(child.pid)
 
-    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield stopped
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, old in before.items():
             signal.signal(signum, old)
 
@@ -173,24 +199,28 @@ def _new_folder(output: Path) -> Path:
     raise VcaError(f"{output} already holds 99 runs of this second; try again")
 
 
-def _collect(folder: Path, work: Path, started: float) -> dict[str, dict[str, Any]]:
-    """Move the artifacts to where people look for them, and complete the run's record."""
+def _collect(folder: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """Move the artifacts to where people look for them; what each cost."""
     summary = {}
     for stage, (task, artifact) in ARTIFACTS.items():
         made = next(work.glob(f"*/{task}/{artifact}"))
         record = read_record(made)
         assert record is not None, made
-        cost = {key: record[key] for key in ("seconds", "cpu_seconds", "peak_rss_mb", "digest")}
-        summary[stage] = {**cost, "cached": record["finished"] < started}
+        summary[stage] = {key: record[key] for key in ("seconds", "cpu_seconds", "peak_rss_mb", "digest", "finished")}
         if stage == "report":
             (made / "stage.json").unlink()
             for file in made.iterdir():
                 file.rename(folder / file.name)
         else:
             made.rename(folder / STAGES[stage].output)
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    write_json(folder / "run.json", {**record, "stages": summary, "seconds": round(time.time() - started, 1)})
     return summary
+
+
+def _tell(folder: Path, **facts: Any) -> None:
+    """Complete what the record step wrote, or write it where that step itself was stopped."""
+    file = folder / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_json(file, {**record, **facts})
 
 
 def _switch(link: Path, target: str) -> None:

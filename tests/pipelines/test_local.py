@@ -1,6 +1,7 @@
 """Real components through kfp.local: what is kept, what runs again, how a failing step is told."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def test_a_step_runs_once_for_the_same_work_and_again_for_other(tmp_path: Path, 
     assert "[data] nothing changed: " in shown
     assert "KFP Executor" not in shown
     assert "KFP Executor" in (tmp_path / "1/run.log").read_text()
+    assert "VCA_TERMINATION_LOG" not in os.environ  # what is set for the steps is not left behind
 
     third = run(tmp_path / "3", *bases, "data.seed=1")
     assert store.digest(third) != store.digest(first)

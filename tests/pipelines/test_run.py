@@ -71,7 +71,9 @@ def test_the_loop_runs_whole_runs_again_only_what_changed_and_survives_being_sto
     )
     assert not (tmp_path / "runs/latest").exists()
     (stopped,) = (tmp_path / "runs").glob("2*")
-    assert json.loads((stopped / "run.json").read_text())["state"] == "FAILED"
+    told = json.loads((stopped / "run.json").read_text())
+    assert (told["state"], told["exit_code"]) == ("FAILED", 143)
+    assert told["error"].startswith("stopped by SIGTERM")
     assert list(tmp_path.glob("runs/.cache/diffusion/*/stage.json")) == []
 
     # The same command goes on: data and reward are there, the generator continues.
