@@ -6,7 +6,7 @@ Shapes: N samples, M recorded steps, B one forward pass, C H W of a latent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from vca.diffusion.rollout import Place, Rollout, features_of, places_of, play, 
 from vca.diffusion.sampler import denoise, draw, guided_prediction, starting_latents
 from vca.diffusion.schedule import ddim_step, log_prob, split_prediction
 from vca.diffusion.session import Session
+from vca.diffusion.settings import DiffusionSettings
 
 _INTENT_EVERY = 10  # iterations between looks at the dialogue's intent, from which refined prompts may drift
 
@@ -95,29 +96,49 @@ def _ppo_gradients(s: Session, rollout: Rollout, advantages_N: Tensor, rows: lis
     config, pipeline = s.config, s.pipeline
     total = float(s.world.total((rollout.step_NM[rows] >= 0).sum().to(pipeline.device)))
     share = s.world.size / total
+    for chunk, m_B, output_BCHW in _forwards(config, rollout, rows):
+        loss_B = _step_loss(s, rollout, advantages_N, chunk, m_B, trace, output_BCHW)
+        if config.multi_round_weight:
+            loss_B = loss_B + config.multi_round_weight * _multi_round_loss(s, rollout, chunk, m_B)
+        s.engine.backward(loss_B.sum() * share)
+
+
+def _forwards(
+    config: DiffusionSettings, rollout: Rollout, rows: list[int]
+) -> Iterator[tuple[list[int], list[int], Tensor | None]]:
+    """What is differentiated at a time: samples, which recorded step of each, and the output where it was kept."""
+    while rollout.kept:
+        kept = rollout.kept.pop(0)  # its graph is freed with it
+        yield kept.rows_B, kept.m_B, kept.output_BCHW
+    if config.keep_graphs:
+        return
     for m in range(config.steps_per_sample):
         for first in range(0, len(rows), config.micro_batch):
             chunk = [n for n in rows[first : first + config.micro_batch] if rollout.step_NM[n, m] >= 0]
-            if not chunk:
-                continue
-            loss_B = _step_loss(s, rollout, advantages_N, chunk, m, trace)
-            if config.multi_round_weight:
-                loss_B = loss_B + config.multi_round_weight * _multi_round_loss(s, rollout, chunk, m)
-            s.engine.backward(loss_B.sum() * share)
+            if chunk:
+                yield chunk, [m] * len(chunk), None
 
 
-def _step_loss(s: Session, rollout: Rollout, advantages_N: Tensor, chunk: list[int], m: int, trace: _Trace) -> Tensor:
-    """Clipped surrogate and divergence from the base, [B]."""
+def _step_loss(
+    s: Session,
+    rollout: Rollout,
+    advantages_N: Tensor,
+    chunk: list[int],
+    m_B: list[int],
+    trace: _Trace,
+    output_BCHW: Tensor | None,
+) -> Tensor:
+    """Clipped surrogate and divergence from the base, [B]. output_BCHW: the policy's, where the rollout kept it."""
     config, pipeline = s.config, s.pipeline
     states_BLD = pipeline.encode_prompts([rollout.places[n].prompt for n in chunk])
-    before_BCHW, action_BCHW = rollout.before_NMCHW[chunk, m], rollout.action_NMCHW[chunk, m]
-    step_B = rollout.step_NM[chunk, m]
+    before_BCHW, action_BCHW = rollout.before_NMCHW[chunk, m_B], rollout.action_NMCHW[chunk, m_B]
+    step_B = rollout.step_NM[chunk, m_B]
     abar, next_abar = (
         a[step_B][:, None, None, None].to(pipeline.device) for a in (s.schedule.abar_S, s.schedule.next_abar_S)
     )
 
-    def predicted(gradient: str) -> tuple[Tensor, Tensor, Tensor]:
-        output_BCHW = guided_prediction(
+    def predicted(gradient: str) -> Tensor:
+        return guided_prediction(
             pipeline,
             before_BCHW,
             s.schedule.timesteps_S[step_B].to(pipeline.device),
@@ -125,17 +146,22 @@ def _step_loss(s: Session, rollout: Rollout, advantages_N: Tensor, chunk: list[i
             guidance=config.guidance,
             gradient=gradient,
         )
+
+    def gaussian(output_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         mean_BCHW, sigma, _ = ddim_step(
             output_BCHW, before_BCHW, abar, next_abar, eta=config.eta, prediction_type=pipeline.prediction_type
         )
-        return output_BCHW, mean_BCHW, sigma
+        return mean_BCHW, sigma
 
     if config.kl_weight:
         with torch.no_grad(), pipeline.adapter_off():
-            base_output_BCHW, base_mean_BCHW, _ = predicted("both")
-    output_BCHW, mean_BCHW, sigma = predicted(config.guidance_gradient)
+            base_output_BCHW = predicted("both")
+            base_mean_BCHW, _ = gaussian(base_output_BCHW)
+    if output_BCHW is None:
+        output_BCHW = predicted(config.guidance_gradient)
+    mean_BCHW, sigma = gaussian(output_BCHW)
     logp_B = log_prob(action_BCHW, mean_BCHW, sigma, reduction=config.log_prob)
-    old_logp_B = rollout.logp_NM[chunk, m]
+    old_logp_B = rollout.logp_NM[chunk, m_B]
     loss_B, _ = losses.ppo(logp_B, old_logp_B, advantages_N[chunk], clip=trace.clip)
     trace.log_ratio.append((logp_B - old_logp_B).detach())
     if config.kl_weight:
@@ -149,7 +175,7 @@ def _step_loss(s: Session, rollout: Rollout, advantages_N: Tensor, chunk: list[i
     return loss_B
 
 
-def _multi_round_loss(s: Session, rollout: Rollout, chunk: list[int], m: int) -> Tensor:
+def _multi_round_loss(s: Session, rollout: Rollout, chunk: list[int], m_B: list[int]) -> Tensor:
     """Eq. 5 at the recorded step's noise, [B]; 0 in round 1 and where the wanted picture isn't known."""
     pipeline = s.pipeline
     places = [rollout.places[n] for n in chunk]
@@ -159,9 +185,9 @@ def _multi_round_loss(s: Session, rollout: Rollout, chunk: list[int], m: int) ->
     if not known or s.anchor is None:
         return zeros_B
     goals = [s.anchor.posterior(target)[0] for target in targets if target is not None]
-    lots = [d.generator(s.config.seed, "multi", *places[b].key, places[b].sibling, m) for b in known]
+    lots = [d.generator(s.config.seed, "multi", *places[b].key, places[b].sibling, m_B[b]) for b in known]
     noise_BCHW = draw(lots, pipeline.latent_shape, pipeline.device)
-    step_B = rollout.step_NM[[chunk[b] for b in known], m]
+    step_B = rollout.step_NM[[chunk[b] for b in known], [m_B[b] for b in known]]
     abar, next_abar = (
         a[step_B][:, None, None, None].to(noise_BCHW) for a in (s.schedule.abar_S, s.schedule.next_abar_S)
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,13 +39,22 @@ class Place:
         return (self.turn.epoch, self.turn.script.dialogue_id, self.round)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A forward pass of the rollout that training goes backward through: recorded step m_B of the samples rows_B."""
+
+    rows_B: list[int]
+    m_B: list[int]
+    output_BCHW: Tensor
+
+
 @dataclass(kw_only=True)
 class Rollout:
     """What the samples of one process leave behind. Records that don't exist have step -1.
 
     latents_NCHW: finished; previous_NCHW: what the round started from (zeros in round 1). score_N: the reward model's
     on the text that trains, intent_score_N on the dialogue's intent, where it was asked. contrast_N and saturation_N
-    of the pictures warn of a reward that is being exploited.
+    of the pictures warn of a reward that is being exploited. kept: with `keep_graphs`, all recorded steps.
     """
 
     places: list[Place]
@@ -60,6 +69,7 @@ class Rollout:
     before_NMCHW: Tensor
     action_NMCHW: Tensor
     logp_NM: Tensor
+    kept: list[Kept]
 
 
 def eta_of(config: DiffusionSettings) -> Callable[[int], float]:
@@ -162,6 +172,8 @@ def _chunk(
     action_NMCHW = torch.zeros_like(before_NMCHW)
     logp_NM = torch.zeros(count, config.steps_per_sample, device=device)
     predicted_NCHW = torch.zeros(count, *shape, device=device)
+    recorded = {index for chosen in steps for index in chosen}
+    kept: list[Kept] = []
 
     def record(step: Step) -> None:
         predicted_NCHW[step.rows_N] = step.x0_NCHW
@@ -174,6 +186,9 @@ def _chunk(
         before_NMCHW[where] = step.latents_NCHW[at]
         action_NMCHW[where] = step.actions_NCHW[at]
         logp_NM[where] = logp[at]
+        if config.keep_graphs:
+            with torch.enable_grad():
+                kept.append(Kept(rows_B=where[0], m_B=where[1], output_BCHW=step.output_NCHW[at]))
 
     with LastLayer(pipeline.unet) as last:
         latents_NCHW = denoise(
@@ -189,6 +204,8 @@ def _chunk(
             eta=eta_of(config),
             noise=lambda index, rows_N: draw([generators[row] for row in rows_N.tolist()], shape, device),
             on_step=record,
+            graph=lambda index: config.keep_graphs and index in recorded,
+            gradient=config.guidance_gradient if config.keep_graphs else "both",
         )
         if early:
             ended = torch.tensor(stops, device=device) < config.steps
@@ -211,6 +228,7 @@ def _chunk(
         before_NMCHW=before_NMCHW,
         action_NMCHW=action_NMCHW,
         logp_NM=logp_NM,
+        kept=kept,
     )
 
 
@@ -241,6 +259,7 @@ def _joined(chunks: list[Rollout]) -> Rollout:
     def cat(name: str) -> Tensor:
         return torch.cat([getattr(chunk, name) for chunk in chunks])
 
+    offsets = [sum(len(before.places) for before in chunks[:n]) for n in range(len(chunks))]
     return Rollout(
         places=[place for chunk in chunks for place in chunk.places],
         latents_NCHW=cat("latents_NCHW"),
@@ -254,4 +273,9 @@ def _joined(chunks: list[Rollout]) -> Rollout:
         before_NMCHW=cat("before_NMCHW"),
         action_NMCHW=cat("action_NMCHW"),
         logp_NM=cat("logp_NM"),
+        kept=[
+            replace(kept, rows_B=[offset + row for row in kept.rows_B])
+            for offset, chunk in zip(offsets, chunks, strict=True)
+            for kept in chunk.kept
+        ],
     )

@@ -27,12 +27,14 @@ class Samples:
 class Step:
     """One step of the samples that took part in it: rows_N says which of the batch they are.
 
-    latents before, actions after, the Gaussian the action was drawn from, and the clean latent predicted before.
+    latents before, the network's output at them (with its graph where one was asked for), actions after, the Gaussian
+    the action was drawn from, and the clean latent predicted before.
     """
 
     index: int
     rows_N: Tensor
     latents_NCHW: Tensor
+    output_NCHW: Tensor
     actions_NCHW: Tensor
     mean_NCHW: Tensor
     sigma: Tensor
@@ -101,10 +103,13 @@ def denoise(
     eta: Callable[[int], float],
     noise: Callable[[int, Tensor], Tensor],
     on_step: Callable[[Step], None] | None = None,
+    graph: Callable[[int], bool] = lambda index: False,
+    gradient: str = "both",
 ) -> Tensor:
     """Run the chain. Sample b takes steps start_steps[b] … stop_steps[b]-1 (default: to the end).
 
     eta: per step. noise: (step, rows_N) -> standard normal [N,C,H,W], called for steps with sigma > 0 only.
+    graph: the steps whose network output keeps its graph; gradient: which half of a guided one then does.
     Returns latents_BCHW after each sample's last step.
     """
     latents_BCHW = latents_BCHW.clone()
@@ -116,15 +121,17 @@ def denoise(
         rows_N = torch.tensor(rows, device=latents_BCHW.device)
         everyone = len(rows) == len(latents_BCHW)
         before_NCHW = latents_BCHW if everyone else latents_BCHW[rows_N]
-        output_NCHW = guided_prediction(
-            pipeline,
-            before_NCHW,
-            schedule.timesteps_S[index].to(before_NCHW.device).expand(len(rows)),
-            states_BLD if everyone else states_BLD[rows_N],
-            guidance=guidance,
-        )
+        with torch.set_grad_enabled(graph(index)):
+            output_NCHW = guided_prediction(
+                pipeline,
+                before_NCHW,
+                schedule.timesteps_S[index].to(before_NCHW.device).expand(len(rows)),
+                states_BLD if everyone else states_BLD[rows_N],
+                guidance=guidance,
+                gradient=gradient,
+            )
         mean_NCHW, sigma, x0_NCHW = ddim_step(
-            output_NCHW,
+            output_NCHW.detach(),
             before_NCHW,
             schedule.abar_S[index].to(before_NCHW.device),
             schedule.next_abar_S[index].to(before_NCHW.device),
@@ -139,6 +146,7 @@ def denoise(
                     index=index,
                     rows_N=rows_N,
                     latents_NCHW=before_NCHW,
+                    output_NCHW=output_NCHW,
                     actions_NCHW=after_NCHW,
                     mean_NCHW=mean_NCHW,
                     sigma=sigma,

@@ -48,6 +48,11 @@ class DiffusionSettings(BaseModel):
     rounds: int = Field(4, description="rounds of a dialogue that are played, fewer where it is shorter", ge=1, le=20)
     batch: int = Field(64, description="pictures per optimizer step, over all processes", ge=1)
     micro_batch: int = Field(16, description="pictures per forward pass of one process", ge=1)
+    keep_graphs: bool = Field(
+        False,
+        description="train by going backward through the rollout's own passes: the same gradient for a forward pass "
+        "less per trained step, but the activations of all of them in memory at once",
+    )
     updates_per_rollout: int = Field(1, description="passes over the pictures of a rollout", ge=1, le=16)
 
     engine: Literal["deepspeed", "torch"] = Field(
@@ -156,6 +161,11 @@ class DiffusionSettings(BaseModel):
             raise ValueError(f"steps_per_sample {self.steps_per_sample} with reward_image x0_next: allowed is 1")
         if self.reward_image == "x0_next" and self.feature == "hook":
             raise ValueError("feature hook needs the last sampling step, which x0_next leaves out: use probe or latent")
+        if self.keep_graphs and (self.trainer == "refl" or self.optimizer_steps() > 1):
+            raise ValueError(
+                f"keep_graphs with trainer {self.trainer} and {self.optimizer_steps()} optimizer steps a rollout: "
+                "allowed is one step of trainer ppo, after which the kept passes are out of date"
+            )
         if self.trainer == "refl":
             self._refl_combination()
         return self
