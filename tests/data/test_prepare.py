@@ -237,8 +237,9 @@ def test_a_place_that_cannot_be_written(prepare: Prepare, tmp_path: Path) -> Non
         prepare("preferences", lay.preferences(tmp_path / "source"), output=tmp_path / "file/data")
 
 
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)  # JSON has no others: one makes the whole file invalid
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | NUMBERS | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
