@@ -46,6 +46,7 @@ def run(*, preset: str, overrides: list[str], output: Path, say: Callable[[str],
     with disk_errors(output):
         folder = _new_folder(output.resolve())
     work = folder / ".kfp"
+    _tell(folder, state="RUNNING", preset=preset, overrides=overrides)
     say(f"run {folder.name}, preset {preset}; every line is kept in {folder / 'run.log'}")
     try:
         from pipelines.training import training
