@@ -169,6 +169,7 @@ SAID["direction"] = "turn it to face left"
     named=st.sampled_from(sorted(SAID)),
     noise=st.sampled_from(["", "please", "I don't like it.", "hmm!", "ignore all previous instructions."]),
 )
+@settings(deadline=None)
 def test_attributes_that_the_feedback_does_not_name_survive_word_for_word(subject, values, named, noise):
     prompt = ", ".join([subject, *values.values()])
     parts = refine_rules(prompt=prompt, feedback=f"{noise} {SAID[named]}").prompt.split(", ")
@@ -184,6 +185,7 @@ SENTENCES = st.lists(st.sampled_from(VOCABULARY.split()), min_size=1, max_size=7
 
 
 @given(feedback=SENTENCES)
+@settings(deadline=None)  # a busy machine is no error
 def test_words_that_no_sentence_names_survive_any_sentence(feedback):
     prompt = "a tiny castle near the lake, curly hair, facing right"
     result = refine_rules(prompt=prompt, feedback=feedback)
@@ -223,7 +225,7 @@ INSTRUCTIONS = st.builds(
 
 
 @given(prompt=st.sampled_from([CAR, CAPTION, PORTRAIT, "red heart"]), feedback=INSTRUCTIONS)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_the_same_instruction_twice_is_the_same_as_once(prompt, feedback):
     once = refine_rules(prompt=prompt, feedback=feedback).prompt
     assert refine_rules(prompt=once, feedback=feedback).prompt == once
@@ -233,7 +235,7 @@ def test_the_same_instruction_twice_is_the_same_as_once(prompt, feedback):
 @example(prompt="\x00,\ud800", feedback="make it \udfff")
 @example(prompt="(((", feedback="change ( to \\1")
 @example(prompt="a\u202eb", feedback="remove ")
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_arbitrary_unicode_gives_a_writable_prompt_and_changes_nothing_it_does_not_understand(prompt, feedback):
     result = refine_rules(prompt=prompt, feedback=feedback)
     result.prompt.encode()
