@@ -1,4 +1,4 @@
-"""Train the local preset's small Qwen2.5-VL on EmojiDialog: first to caption, then, shortly, to judge a match.
+"""Train the local preset's small Qwen2.5-VL on EmojiDialog: to see, then to caption, then, shortly, to judge a match.
 
     python scripts/base_models/qwen_vl.py --output vca/models/base/qwen_vl
 
@@ -14,7 +14,8 @@ import io
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -33,7 +34,7 @@ from vca.models import qwen_vl
 from vca.records import Split
 
 INSTRUCTION = "Match?"
-VOCABULARY = 2048
+VOCABULARY = 3072
 BATCH = 32
 
 
@@ -70,6 +71,16 @@ class Pictures:
     def caption(self, item: EmojiItem) -> str:
         """Half of the captions leave the drawing style open."""
         return caption(item, style=self.random.random() < 0.5)
+
+    def parts(self, item: EmojiItem) -> str:
+        """Some of what can be said of a picture, in any order: subject, attributes, style, up to two keywords.
+
+        In a caption the name comes first and says nearly all; here the tower has to see each part by itself. Alone,
+        captions teach names and leave the drawing style at chance.
+        """
+        known = [item.subject, *item.attributes, f"{item.style} style"]
+        known += self.random.sample(item.keywords, min(2, len(item.keywords)))
+        return ", ".join(self.random.sample(known, self.random.randint(1, len(known))))
 
     def wrong_caption(self, item: EmojiItem) -> str:
         """The caption of a picture of the same concept, of the same kind of thing, or of anything."""
@@ -109,34 +120,40 @@ def match_logits(reader: qwen_vl.QwenVL, rows: qwen_vl.Rows, hidden_BLD: Tensor)
     return hidden_BLD[torch.arange(len(hidden_BLD)), rows.last_B] @ (weights[yes] - weights[no])
 
 
-def read(reader: qwen_vl.QwenVL, pictures: Pictures) -> tuple[qwen_vl.Rows, Tensor]:
-    """A batch of pictures, each under a right caption (first half of the rows) and under a wrong one, as read."""
-    items, images = pictures.batch()
-    prompts = [pictures.caption(item) for item in items] + [pictures.wrong_caption(item) for item in items]
-    rows = reader.rows(prompts=prompts)
-    tokens = reader.image_tokens(images_BCHW=images).repeat(2, 1, 1)
-    return rows, reader.hidden(rows=rows, image_tokens_BID=tokens)
+class Seeing:
+    """The tower alone, asked directly for everything that is recorded of a picture, by linear heads thrown away later.
+
+    Captions teach names: they are most of what makes a caption likely. Without this phase the drawing style stays at
+    chance after forty thousand pictures; asked directly, the tower tells it in nine of ten within a CPU minute.
+    """
+
+    FACTORS = ("style", "tone", "gender", "hair", "role", "color", "direction", "subgroup", "root")
+
+    def __init__(self, reader: qwen_vl.QwenVL, pictures: Pictures) -> None:
+        self.classes = {
+            factor: {value: n for n, value in enumerate(sorted({str(getattr(i, factor)) for i in pictures.items}))}
+            for factor in self.FACTORS
+        }
+        self.heads = torch.nn.ModuleDict({f: torch.nn.Linear(reader.width, len(c)) for f, c in self.classes.items()})
+
+    def __call__(self, reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
+        items, images = pictures.batch()
+        state_BD = reader.image_tokens(images_BCHW=images).mean(1)
+        losses = {}
+        for factor, classes in self.classes.items():
+            target_B = torch.tensor([classes[str(getattr(item, factor))] for item in items])
+            losses[factor] = cross_entropy(self.heads[factor](state_BD).float(), target_B)
+        return losses
 
 
 def captioning(reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
-    """The right caption is likely."""
+    """The right caption is likely, and so are its parts and the picture's keywords in any order."""
     items, images = pictures.batch()
-    rows = reader.rows(prompts=[pictures.caption(item) for item in items])
-    hidden = reader.hidden(rows=rows, image_tokens_BID=reader.image_tokens(images_BCHW=images))
-    logp_B, tokens_B = log_likelihood(reader, rows, hidden)
-    return {"caption": -logp_B.sum() / tokens_B.sum()}
-
-
-def telling_apart(reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
-    """The right caption is likely, and likelier than the wrong one.
-
-    This makes the tower see what tells neighbours apart (skin, hair, style), which is little of what makes a caption
-    likely, before names do.
-    """
-    rows, hidden = read(reader, pictures)
-    logp_B, tokens_B = log_likelihood(reader, rows, hidden)
-    right, wrong = logp_B.chunk(2)
-    return {"caption": -right.sum() / tokens_B[:BATCH].sum(), "rank": softplus(wrong - right).mean()}
+    rows = reader.rows(prompts=[pictures.caption(item) for item in items] + [pictures.parts(item) for item in items])
+    tokens = reader.image_tokens(images_BCHW=images).repeat(2, 1, 1)
+    logp_B, tokens_B = log_likelihood(reader, rows, reader.hidden(rows=rows, image_tokens_BID=tokens))
+    caption_B, parts_B = (-logp_B / tokens_B.sum() * 2).chunk(2)
+    return {"caption": caption_B.sum(), "parts": parts_B.sum()}
 
 
 def matching(reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
@@ -144,7 +161,10 @@ def matching(reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
 
     The pair is what makes this fast: alone, Yes and No stay near chance for as long again.
     """
-    rows, hidden = read(reader, pictures)
+    items, images = pictures.batch()
+    prompts = [pictures.caption(item) for item in items] + [pictures.wrong_caption(item) for item in items]
+    rows = reader.rows(prompts=prompts)
+    hidden = reader.hidden(rows=rows, image_tokens_BID=reader.image_tokens(images_BCHW=images).repeat(2, 1, 1))
     logp_B, tokens_B = log_likelihood(reader, rows, hidden)
     logits = match_logits(reader, rows, hidden).float()
     better, worse = logits.chunk(2)
@@ -155,40 +175,52 @@ def matching(reader: qwen_vl.QwenVL, pictures: Pictures) -> dict[str, Tensor]:
     }
 
 
-PHASES = ((captioning, 700, 1.5e-3), (telling_apart, 250, 1e-3), (matching, 80, 1e-3))  # losses, steps, highest rate
+@dataclass(frozen=True)
+class Phase:
+    """steps: optimizer steps. rate: highest learning rate. tower: share of it for the vision tower."""
+
+    steps: int
+    rate: float
+    tower: float
 
 
-def phase(
-    step_losses: Callable[..., dict[str, Tensor]],
-    *,
-    reader: qwen_vl.QwenVL,
-    pictures: Pictures,
-    steps: int,
-    rate: float,
-) -> float:
-    """`steps` optimizer steps on the sum of what `step_losses` gives; the CPU seconds they took."""
-    optimizer = torch.optim.AdamW(reader.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+PHASES = {
+    "seeing": Phase(650, 1.5e-3, 1.0),
+    "captioning": Phase(650, 1.5e-3, 0.4),
+    "matching": Phase(80, 1e-3, 0.4),
+}
+
+
+def run_phase(name: str, *, reader: qwen_vl.QwenVL, pictures: Pictures) -> float:
+    """Train on the sum of the phase's losses; the CPU seconds it took."""
+    plan = PHASES[name]
+    seeing = Seeing(reader, pictures)
+    step_losses = {"seeing": seeing, "captioning": captioning, "matching": matching}[name]
+    tower = list(reader.model.model.visual.parameters())
+    rest = [*reader.model.model.language_model.parameters(), *seeing.heads.parameters()]  # lm_head is the embeddings
+    groups = [{"params": tower, "lr": plan.rate * plan.tower}, {"params": rest, "lr": plan.rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / 25) * (0.5 + 0.5 * math.cos(math.pi * s / steps)) + 1e-3
+        optimizer, lambda s: min(1.0, (s + 1) / 25) * (0.5 + 0.5 * math.cos(math.pi * s / plan.steps)) + 1e-3
     )
-    name, start, shown = step_losses.__name__, time.process_time(), -10.0
+    start, shown = time.process_time(), -10.0
     mean: dict[str, float] = {}
-    for step in range(1, steps + 1):
+    for step in range(1, plan.steps + 1):
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             losses = step_losses(reader, pictures)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(reader.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([*tower, *rest], 1.0)
         optimizer.step()
         schedule.step()
         for key, value in losses.items():
             now = float(value.detach())
             mean[key] = mean.get(key, now) * 0.97 + now * 0.03
         seconds = time.process_time() - start
-        if seconds - shown >= 10 or step == steps:
+        if seconds - shown >= 10 or step == plan.steps:
             shown = seconds
             figures = "  ".join(f"{key} {value:.3f}" for key, value in mean.items())
-            print(f"{name}: {step}/{steps} steps, {seconds:.0f} CPU s, loss {figures}", flush=True)
+            print(f"{name}: {step}/{plan.steps} steps, {seconds:.0f} CPU s, loss {figures}", flush=True)
     return time.process_time() - start
 
 
@@ -222,9 +254,10 @@ quantises, adapts and serves Qwen-VL runs on a laptop CPU. It reads one 64x64 em
 | parameters | {parameters:,}, embeddings tied, stored in bfloat16 |
 
 **Trained by** `scripts/base_models/qwen_vl.py` (`make base-models`), {seconds:.0f} CPU seconds on one thread, seed
-{seed}, {batch} pictures a step: {steps[0]} steps to caption, {steps[1]} steps in which the right caption is also to be
-likelier than a wrong one, {steps[2]} steps to say Yes to the right and No to the wrong one after "{instruction}". The
-last phase is short on purpose: reward training on people's preferences is to teach the rest, and to be seen doing it.
+{seed}, {batch} pictures a step: {steps[0]} steps in which the tower alone tells style, skin, gender, hair, role,
+colour, direction and kind; {steps[1]} steps to caption, and to name parts of captions and keywords in any order;
+{steps[2]} steps to say Yes to the right caption and No to a wrong one after "{instruction}". The last phase is short on purpose:
+reward training on people's preferences is to teach the rest, and to be seen doing it.
 
 **From** the {seen} train-side pictures of EmojiDialog outside the judge's fold (catalogue sha256 `{sha256:.16}`), with
 their names and factors as captions, half of them with the drawing style. No held-out concept or combination was shown.
@@ -246,22 +279,23 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     pictures = Pictures(split="train", seed=given.seed)
-    reader = new_model([caption(item, style=style) for item in pictures.items for style in (True, False)])
+    texts = [caption(item, style=style) for item in pictures.items for style in (True, False)]
+    reader = new_model([*texts, *(", ".join(item.keywords) for item in pictures.items)])
     size = sum(p.numel() for p in reader.model.parameters())
     print(f"{size:,} parameters, {len(reader.tokenizer)} tokens, {len(pictures.items)} pictures", flush=True)
     seconds = 0.0
-    for number, (step_losses, steps, rate) in enumerate(PHASES):
-        kept = given.work and given.work / f"{step_losses.__name__}-{given.seed}.safetensors"
+    for number, name in enumerate(PHASES):
+        kept = given.work and given.work / f"{name}-{given.seed}.safetensors"
         if kept and kept.exists():
             reader.model.load_state_dict(load_file(kept), strict=False)  # lm_head is the embeddings, and not kept
             seconds = float(safe_open(kept, "pt").metadata()["seconds"])
             continue
         pictures.random.seed(given.seed + number)
         torch.manual_seed(given.seed + number)
-        seconds += phase(step_losses, reader=reader, pictures=pictures, steps=steps, rate=rate)
+        seconds += run_phase(name, reader=reader, pictures=pictures)
         if kept:
             given.work.mkdir(parents=True, exist_ok=True)
-            state = {name: value for name, value in reader.model.state_dict().items() if name != "lm_head.weight"}
+            state = {key: value for key, value in reader.model.state_dict().items() if key != "lm_head.weight"}
             save_file(state, kept, metadata={"seconds": str(seconds)})
     reader.model.eval()
     facts = held_out(reader, seed=given.seed)
@@ -272,7 +306,7 @@ def main() -> None:
         parameters=size,
         seconds=seconds,
         seed=given.seed,
-        steps=[steps for _, steps, _ in PHASES],
+        steps=[phase.steps for phase in PHASES.values()],
         batch=BATCH,
         instruction=INSTRUCTION,
         seen=len(pictures.items),

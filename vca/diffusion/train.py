@@ -48,7 +48,7 @@ def run(config: DiffusionSettings, *, inputs: dict[str, Path], output: Path, pro
         return StageResult(output=output, metrics=json.loads((output / "metrics.json").read_text()))
     world = join(group_needed=config.engine == "deepspeed")
     try:
-        with _stop_on_sigterm() as stopping:
+        with stop_on_sigterm() as stopping:
             metrics = _train(config, inputs, output, progress if world.rank == 0 else Quiet(), world, stopping)
     finally:
         leave()
@@ -145,7 +145,7 @@ def summary(output: Path, *, seconds: float) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come. Signals reach the main thread only; elsewhere nobody can ask us to stop."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
