@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
@@ -43,6 +44,7 @@ def prepare(workload: Workload) -> tuple[Iterate, Count, list[float]]:
     def rewarded(images: Any, *_: Any) -> tuple[Tensor, dict[str, Any]]:
         return reward(images), {}
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the first workload's precision holds for all
     guided = workload.guidance > 1
     if not guided:
         # With diffusers 0.30 TRL hands the U-Net both halves of the embeddings even so, and stops at once.
