@@ -97,7 +97,12 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed with a PyTorch AdamW: no kernel is compiled for the optimizer."""
+    """DeepSpeed with a PyTorch AdamW: no kernel is compiled for the optimizer.
+
+    ZeRO reduces in every backward pass, so all processes must make equally many, and they don't: a process whose
+    dialogues start late in the window has fewer steps to train. Gradients are therefore summed here, and handed over
+    once per step, as those of a loss that has them.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: DiffusionSettings, world: World) -> None:
         import deepspeed
@@ -107,6 +112,7 @@ class DeepSpeedEngine:
         os.environ.setdefault("LOCAL_RANK", "0")  # it insists, also where no launcher started this process
         self.config, self.world, self.steps = config, world, 0
         self.holder = nn.ParameterList(parameters.values())
+        self.gradients = [torch.zeros_like(p) for p in self.holder]
         self.engine: Any = deepspeed.initialize(
             model=self.holder,
             optimizer=_optimizer(parameters, config),
@@ -122,9 +128,14 @@ class DeepSpeedEngine:
         )[0]
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss, scale_wrt_gas=False)
+        for total, gradient in zip(self.gradients, torch.autograd.grad(loss, list(self.holder)), strict=True):
+            total += gradient
 
     def step(self) -> float:
+        products = [(p * total).sum() for p, total in zip(self.holder, self.gradients, strict=True)]
+        self.engine.backward(torch.stack(products).sum(), scale_wrt_gas=False)
+        for total in self.gradients:
+            total.zero_()
         _warmed_up(self.engine.optimizer, self.config, step=self.steps)
         self.engine.step()
         self.steps += 1
