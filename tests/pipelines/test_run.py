@@ -4,6 +4,7 @@ One story in one test, since every part builds on the runs before it.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_the_loop_runs_whole_runs_again_only_what_changed_and_survives_being_sto
     process = subprocess.Popen(command(seed=1), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not list(tmp_path.glob("runs/.cache/reward/*.partial")):
         time.sleep(0.1)
-    subprocess.run(["kill", "-KILL", f"-{process.pid}"], check=True)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert latest.resolve() == before
     assert json.loads((latest / "run.json").read_text())["state"] == "SUCCEEDED"
