@@ -90,7 +90,9 @@ class StableDiffusion:
         """The U-Net's output (noise or velocity, see `prediction_type`), float32."""
         # PyTorch's flash attention for CPUs is slow backward: plain attention takes a third less time per trained step.
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
-            output: Tensor = self.unet(latents_BCHW.to(self.dtype), timesteps_B, encoder_hidden_states=states_BLD).sample
+            output: Tensor = self.unet(
+                latents_BCHW.to(self.dtype), timesteps_B, encoder_hidden_states=states_BLD
+            ).sample
         return output.float()
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
