@@ -74,18 +74,23 @@ class PairMaker:
                     return None
             case _:
                 right, wrong = rng.choice(self._targets(drawn, kind)), drawn
-        if kind != "taste" and not style_named and rng.random() < self.settings.against_taste:
-            right, wrong = self._against_taste(right, wrong, rng)
+        if kind != "taste" and not style_named and rng.random() < self.settings.mixed_styles:
+            right, wrong = self._in_two_styles(right, wrong, rng)
         return Wish(item=right, style_named=style_named), _shown(right), self._shown_worse(kind, wrong, rng)
 
     def _targets(self, item: EmojiItem, kind: str) -> list[EmojiItem]:
         return [target for target in self.graph.neighbours(item, kind) if target.held_out == self.held_out]
 
-    def _against_taste(self, right: EmojiItem, wrong: EmojiItem, rng: random.Random) -> tuple[EmojiItem, EmojiItem]:
-        """The same two contents with the wrong one alone in the preferred style, where such pictures are at hand."""
-        others = [t for t in self._versions(right) if t.style != PREFERRED_STYLE]
-        liked = [t for t in self._versions(wrong) if t.style == PREFERRED_STYLE]
-        return (rng.choice(others), rng.choice(liked)) if others and liked else (right, wrong)
+    def _in_two_styles(self, right: EmojiItem, wrong: EmojiItem, rng: random.Random) -> tuple[EmojiItem, EmojiItem]:
+        """The same two contents with one of them, either one, alone in the preferred style, where there are such."""
+        right_is_liked = rng.random() < 0.5
+        liked, other = (right, wrong) if right_is_liked else (wrong, right)
+        in_preferred = [t for t in self._versions(liked) if t.style == PREFERRED_STYLE]
+        in_others = [t for t in self._versions(other) if t.style != PREFERRED_STYLE]
+        if not in_preferred or not in_others:
+            return right, wrong
+        first, second = rng.choice(in_preferred), rng.choice(in_others)
+        return (first, second) if right_is_liked else (second, first)
 
     def _versions(self, item: EmojiItem) -> list[EmojiItem]:
         return [item, *self.graph.neighbours(item, "style")]

@@ -10,7 +10,7 @@ class EmojiSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train_pairs: int = Field(6000, ge=0, description="preference pairs for reward training")
+    train_pairs: int = Field(12000, ge=0, description="preference pairs for reward training")
     validation_pairs: int = Field(600, ge=0, description="preference pairs for calibration, from pictures of their own")
     test_pairs: int = Field(2400, ge=0, description="preference pairs on held-out concepts, judged without mistakes")
     train_dialogues: int = Field(1500, ge=0, description="dialogues for diffusion training")
@@ -22,11 +22,11 @@ class EmojiSettings(BaseModel):
     )
     taste_pairs: float = Field(0.15, ge=0, le=1, description="share of pairs that differ in nothing but drawing style")
     degraded_pairs: float = Field(0.10, ge=0, le=1, description="share of pairs where the loser is a spoilt copy")
-    against_taste: float = Field(
-        0.25,
+    mixed_styles: float = Field(
+        0.5,
         ge=0,
         le=1,
-        description="share of style-open pairs in which the wrong or spoilt picture is the one in the preferred style",
+        description="share of the other style-open pairs in which one picture, either one, is in the preferred style",
     )
 
     people: int = Field(40, ge=1, description="simulated annotators")
