@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vca.data.emoji.catalogue import EmojiItem
+from vca.models.stable_diffusion import StableDiffusion
 
 LATENT_CHANNELS = 12
 
@@ -159,3 +160,13 @@ def encode(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     posteriors = [vae.encode(part.float() / 127.5 - 1).latent_dist for part in images.split(64)]
     scale = vae.config.scaling_factor
     return torch.cat([p.mean for p in posteriors]) * scale, torch.cat([p.std for p in posteriors]) * scale
+
+
+@torch.no_grad()
+def redrawn(images: Tensor, base: StableDiffusion, noise: float) -> Tensor:
+    """Through the policy's autoencoder, whose traces must not pass for a drawing style; `noise` on the latents."""
+    out = []
+    for part in torch.split(images, 64):
+        mean = base.encode_images(part)[0]
+        out.append(base.decode(mean + noise * torch.randn_like(mean)))
+    return torch.cat(out)

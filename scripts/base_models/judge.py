@@ -24,14 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet_fold import fold_batch_norms
-from judge_card import write_card
-from judge_edits import KINDS, Edits
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from scripts.base_models.autoencoder import redrawn
+from scripts.base_models.efficientnet_fold import fold_batch_norms
+from scripts.base_models.judge_card import write_card
+from scripts.base_models.judge_edits import KINDS, Edits
 from vca.data.emoji.catalogue import STYLES, EmojiItem, caption, load_catalogue
 from vca.models.judge import CONFIG, SHIPPED, WEIGHTS, WORD_WIDTH, Judge, Judges, words
 from vca.models.stable_diffusion import StableDiffusion, load_pipeline
@@ -100,16 +101,6 @@ def augmented(images_BCHW: Tensor, rng: random.Random) -> Tensor:
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + contrast * (x - mean) + light
     return (x + torch.randn_like(x) * rng.uniform(0, 0.07)).clamp(0, 1)
-
-
-@torch.no_grad()
-def redrawn(images: Tensor, base: StableDiffusion, noise: float) -> Tensor:
-    """Through the policy's autoencoder, whose traces must not pass for a drawing style; `noise` on the latents."""
-    out = []
-    for part in torch.split(images, 64):
-        mean = base.encode_images(part)[0]
-        out.append(base.decode(mean + noise * torch.randn_like(mean)))
-    return torch.cat(out)
 
 
 def views(judges: Judges, images: Tensor, base: StableDiffusion, rng: random.Random) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judge_edits import KINDS, Edits
 from PIL import Image
 from torch import Tensor
 
+from scripts.base_models.judge_edits import KINDS, Edits
 from vca.data.emoji.catalogue import STYLES, EmojiItem, caption, load_catalogue
 from vca.models.judge import Judge
 from vca.models.stable_diffusion import StableDiffusion

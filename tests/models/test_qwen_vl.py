@@ -82,6 +82,26 @@ def test_positions_and_hidden_states_equal_transformers(reader: qwen_vl.QwenVL, 
     torch.testing.assert_close(got[rows.valid_BL], expected[rows.valid_BL], atol=1e-4, rtol=1e-4)
 
 
+def test_log_likelihood_equals_the_loss_of_transformers(images_BCHW: torch.Tensor) -> None:
+    reader = build()
+    prompts = ["red heart", "woman pilot, dark skin, facing right", "grinning face"]
+    rows = reader.rows(prompts=prompts)
+    tokens_BID = reader.image_tokens(images_BCHW=images_BCHW)
+    ours_B = reader.log_likelihood(rows=rows, hidden_BLD=reader.hidden(rows=rows, image_tokens_BID=tokens_BID))
+    for row in range(len(prompts)):
+        ids_1L = rows.ids_BL[row : row + 1, : int(rows.last_B[row]) + 1]
+        read_L = rows.prompt_BL[row, : ids_1L.shape[1]]
+        read_L = read_L | read_L.roll(1)  # and the token that ends the prompt
+        theirs = reader.model(
+            input_ids=ids_1L,
+            pixel_values=reader.patches(images_BCHW=images_BCHW[row : row + 1]),
+            image_grid_thw=torch.tensor([[1, 8, 8]]),
+            mm_token_type_ids=rows.image_BL[row : row + 1, : ids_1L.shape[1]].int(),
+            labels=ids_1L.masked_fill(~read_L, -100),
+        )
+        assert ours_B[row].item() == pytest.approx(-theirs.loss.item() * int(read_L.sum()), rel=1e-4)
+
+
 def test_rows_know_their_prompt_their_image_and_their_end(reader: qwen_vl.QwenVL) -> None:
     prompts = ["red heart, noto style", "woman pilot, dark skin"]
     rows = reader.rows(prompts=prompts)

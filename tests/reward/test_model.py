@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from vca.reward import losses
+from vca.reward.heads import LEARNED
 from vca.reward.model import TARGETS, RewardModel
 from vca.reward.settings import RewardSettings
 
 Make = Callable[..., RewardSettings]
-HEADS = ("hidden_mean", "vocab_mean", "linear")
+HEADS = ("hidden_mean", "vocab_mean", "linear", "linear_likelihood")
 POOLINGS = ("mean", "last")
 PROMPTS = ["red square", "a blue square beside a long red green grey square", "green square", "grey"]
 
@@ -55,10 +56,10 @@ def step(
 @pytest.fixture(params=[(head, pooling) for head in HEADS for pooling in POOLINGS], ids=str)
 def model(request: pytest.FixtureRequest, settings: Make) -> RewardModel:
     head, pooling = request.param
-    layout = "prompt_first" if pooling == "mean" else "image_first"
+    layout = "prompt_first" if pooling == "mean" and head != "linear_likelihood" else "image_first"
     # the fixed heads' scores are small at the start, so that beta has to be large
     return RewardModel(
-        settings=settings(head=head, pooling=pooling, layout=layout, beta=1.0 if head == "linear" else 20.0)
+        settings=settings(head=head, pooling=pooling, layout=layout, beta=1.0 if head in LEARNED else 20.0)
     )
 
 

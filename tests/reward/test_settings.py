@@ -28,6 +28,11 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_one_that_does() -> N
         RewardSettings(batch=32, micro_batch=5)
 
 
+def test_a_likelihood_needs_the_picture_first() -> None:
+    with pytest.raises(ValidationError, match="set layout to image_first"):
+        RewardSettings(head="linear_likelihood")
+
+
 @pytest.mark.parametrize(
     "wrong", [{"beta": 0}, {"label_smoothing": 0.5}, {"head": "mean"}, {"negative_mix": 0}, {"x": 1}]
 )

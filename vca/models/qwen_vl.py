@@ -181,6 +181,14 @@ class QwenVL:
         hidden: Tensor = output.last_hidden_state
         return hidden.float()
 
+    def log_likelihood(self, *, rows: Rows, hidden_BLD: Tensor) -> Tensor:
+        """log p(prompt | image) and of the token that ends it, in nats, [B]. Layout image_first alone has it."""
+        target_BL = (rows.prompt_BL[:, 1:] | rows.prompt_BL[:, :-1]).to(hidden_BLD.device)
+        logits = hidden_BLD[:, :-1][target_BL] @ self.model.lm_head.weight.float().T
+        targets = rows.ids_BL[:, 1:].to(hidden_BLD.device)[target_BL]
+        token_logp = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        return hidden_BLD.new_zeros(target_BL.shape).masked_scatter(target_BL, token_logp).sum(1)
+
     def _frame(self, instruction: str) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the chat frame: what comes before the prompt and after it, each cut where the image goes."""
         mark = "PROMPTGOESHERE"

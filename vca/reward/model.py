@@ -55,7 +55,7 @@ class RewardModel(nn.Module):
         self.adapted.eval()
         self.register_buffer("start_D", start_D, persistent=False)
         self.start_D: Tensor
-        self.head_D = nn.Parameter(start_D.clone(), requires_grad=settings.head == "linear")
+        self.head_D = nn.Parameter(start_D.clone(), requires_grad=settings.head in heads.LEARNED)
         yes, no = self.reader.answer_ids
         weight = base.lm_head.weight.detach().float()
         self.register_buffer("yes_no_D", weight[yes] - weight[no], persistent=False)
@@ -66,6 +66,9 @@ class RewardModel(nn.Module):
         rows = self.reader.rows(prompts=prompts)
         hidden_BLD = self.reader.hidden(rows=rows, image_tokens_BID=image_tokens_BID)
         pooled_BD = heads.pool(self.settings.pooling, hidden_BLD=hidden_BLD, rows=rows)
+        if self.settings.head == "linear_likelihood":
+            logp_B = self.reader.log_likelihood(rows=rows, hidden_BLD=hidden_BLD)
+            pooled_BD = torch.cat([pooled_BD, logp_B[:, None]], 1)
         return heads.score(pooled_BD=pooled_BD, weights_D=self.head_D)
 
     @contextmanager

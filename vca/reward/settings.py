@@ -31,8 +31,10 @@ class RewardSettings(BaseModel):
         min_length=1,
     )
 
-    head: Literal["hidden_mean", "vocab_mean", "linear"] = Field(
-        "hidden_mean", description="how a hidden state becomes a number: mean, mean row of lm_head, or learned weights"
+    head: Literal["hidden_mean", "vocab_mean", "linear", "linear_likelihood"] = Field(
+        "hidden_mean",
+        description="how a hidden state becomes a number: mean, mean row of lm_head, learned weights, or learned "
+        "weights on it and on the prompt's log-likelihood",
     )
     pooling: Literal["mean", "last"] = Field(
         "mean", description="over all tokens after the image, or the last token alone"
@@ -67,6 +69,11 @@ class RewardSettings(BaseModel):
 
     @model_validator(mode="after")
     def _combination(self) -> Self:
+        if self.head == "linear_likelihood" and self.layout != "image_first":
+            raise ValueError(
+                f"reward.layout {self.layout}: a prompt that comes before the picture has no likelihood given it; "
+                "set layout to image_first, or head to linear"
+            )
         if self.batch % self.micro_batch:
             below = max(n for n in range(1, self.micro_batch + 1) if self.batch % n == 0)
             raise ValueError(
