@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,7 @@ def _source_bytes(data: DataSettings) -> int:
 def _free_bytes(place: Path, needed: float) -> int:
     try:
         place.mkdir(parents=True, exist_ok=True)
-        probe = place / ".vca-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise ResourceError(f"{place} cannot be written ({error.strerror}); choose another --output") from error
     free = shutil.disk_usage(place).free
