@@ -79,7 +79,7 @@ def test_test_pairs_are_about_held_out_concepts(pairs: list[PreferencePair]) -> 
 def test_kinds_are_balanced(pairs: list[PreferencePair]) -> None:
     kinds = Counter(pair.kind for pair in pairs if pair.role == "reward")
     assert set(kinds) == {*CONTENT_KINDS, "taste", "degraded"}
-    assert (kinds["taste"], kinds["degraded"]) == (300, 200)
+    assert (kinds["taste"], kinds["degraded"]) == (400, 200)
     full = [kinds[kind] for kind in CONTENT_KINDS if kind != "colour"]  # there are few coloured things
     assert max(full) - min(full) <= 1
     assert kinds["colour"] > 0.6 * max(full)

@@ -21,7 +21,7 @@ from vca.records import Picture, PreferencePair, Role
 
 EDIT_KINDS = ("skin_tone", "hair", "role", "gender", "colour", "style", "expression", "replacement")
 CONTENT_KINDS = (*EDIT_KINDS, "random")
-_TRIES = 60  # proposals in a row without a new pair: then a kind has run out
+_TRIES = 400  # proposals in a row without a new pair: then a kind has run out
 
 Proposal = tuple[Wish, Candidate, Candidate]
 

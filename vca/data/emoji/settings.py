@@ -20,7 +20,7 @@ class EmojiSettings(BaseModel):
     style_open: float = Field(
         0.6, ge=0, le=1, description="share of dialogues, and of prompts of pairs, that leave the drawing style open"
     )
-    taste_pairs: float = Field(0.15, ge=0, le=1, description="share of pairs that differ in nothing but drawing style")
+    taste_pairs: float = Field(0.20, ge=0, le=1, description="share of pairs that differ in nothing but drawing style")
     degraded_pairs: float = Field(0.10, ge=0, le=1, description="share of pairs where the loser is a spoilt copy")
     mixed_styles: float = Field(
         0.5,
