@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class Evaluation:
         config = self.config
         threshold = self.threshold(validation)
         with self.progress.task("validation pictures", 1 + len(config.scales), "scales") as task:
-            prompts = self.prompts(validation, config.validation_prompts)
+            every = self.prompts(validation, config.validation_prompts)
+            prompts = list(islice(cycle(every), config.validation_prompts))
 
             def verdicts(scale: float) -> Verdicts:
                 seen = self.look(prompts, scale=scale, name="validation")[0]
@@ -139,7 +141,8 @@ class Evaluation:
     def look(self, prompts: list[str], *, scale: float, name: str, task: Any = None) -> tuple[Verdicts, Tensor]:
         """Draw one picture per prompt and have it judged."""
         with self.painter.policy(scale):
-            drawn = self.painter.paint(prompts=prompts, keys=[f"{name} {prompt}" for prompt in prompts])
+            keys = [f"{name} {number} {prompt}" for number, prompt in enumerate(prompts)]
+            drawn = self.painter.paint(prompts=prompts, keys=keys)
         seen = self.panel.look(prompts=prompts, images_BCHW=drawn.images_BCHW)
         if task is not None:
             task.advance()

@@ -37,7 +37,10 @@ class EvaluationSettings(BaseModel):
     prompts: int = Field(500, description="held-out prompts, one picture of each policy", ge=1)
     dialogues: int = Field(200, description="held-out dialogues that simulated people lead with each policy", ge=1)
     validation_prompts: int = Field(
-        300, description="validation prompts that the LoRA scale and the people's threshold are chosen on", ge=1
+        300,
+        description="pictures of validation prompts that the LoRA scale and the people's threshold are chosen on; "
+        "where there are fewer prompts, they are drawn again with other noise",
+        ge=1,
     )
     scales: tuple[float, ...] = Field(
         (0.35, 0.5, 0.7, 1.0),
