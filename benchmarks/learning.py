@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vca import settings, stages
+from vca import preflight, settings, stages
 from vca.progress import Plain
 from vca.settings import Settings
 from vca.store import Result
@@ -33,10 +33,12 @@ FIGURES = ("taste_share", "content_judge", "content_judge_equal_style", "prefere
 
 def stage(name: str, config: Settings, inputs: dict[str, Path], label: str) -> Result:
     """Run a stage, or find its result, in the store that `vca run` uses."""
+    plan = preflight.check(config, place=STORE, names=[name])
     return stages.run(
         name,
         config=stages.config_of(config, name),
-        code_version=stages.code_version(name),
+        code_version=plan.code_versions[name],
+        watermark=plan.watermark,
         inputs=inputs,
         output=Path("runs/learning") / label / stages.STAGES[name].output,
         progress=Plain(sys.stderr, every=30),
