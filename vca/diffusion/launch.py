@@ -68,7 +68,7 @@ def main(order: Path) -> None:
             DiffusionSettings.model_validate(told["config"]),
             inputs={name: Path(path) for name, path in told["inputs"].items()},
             output=Path(told["output"]),
-            progress=for_stream(),
+            progress=for_stream(prefix="[diffusion] "),
         )
     except VcaError as error:
         if os.environ["RANK"] == "0" or not isinstance(error, Interrupted):
