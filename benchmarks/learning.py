@@ -61,7 +61,8 @@ def evaluated(overrides: list[str], inputs: dict[str, Path], label: str) -> dict
 
 def one_seed(seed: int, inputs: dict[str, Path], overrides: list[str]) -> dict[str, Any]:
     """The policy of a training seed and its control."""
-    own = [*overrides, f"diffusion.seed={seed}"]
+    # the other core is busy with another seed
+    own = [*overrides, f"diffusion.seed={seed}", "diffusion.processes=1"]
     trained = evaluated(own, inputs, f"seed{seed}")
     scale = trained["scale"] or 1.0
     fixed = ["diffusion.permute_rewards=true", f"evaluation.scales=[{scale}]", "evaluation.content_tolerance=1.0"]
