@@ -20,7 +20,6 @@ SMALL = {
     "reward.batch": "16",
     "reward.micro_batch": "16",
     "reward.learning_rate": "1e-4",
-    "diffusion.processes": "1",
     "diffusion.iterations": "6",
     "diffusion.dialogues": "2",
     "diffusion.siblings": "2",
