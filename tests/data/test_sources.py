@@ -212,10 +212,14 @@ def test_preferences(read: Callable[..., list[Item]], tmp_path: Path) -> None:
     assert [item.reason for item in items if isinstance(item, Refused)] == ["wrong_label"] * 6
 
 
-def test_a_label_file_that_breaks_off_keeps_what_came_before(read: Callable[..., list[Item]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", '"pair-3", "labels": [9223372036854775808, 0]}]'])
+def test_a_label_file_that_breaks_off_keeps_what_came_before(
+    end: str, read: Callable[..., list[Item]], tmp_path: Path
+) -> None:
+    """It ends too early, or holds a whole number beyond 64 bits, at which the parser stops."""
     path = lay.preferences(tmp_path / "p", count=5)
     text = path.read_text()
-    path.write_text(text[: text.index('"pair-3"')])
+    path.write_text(text[: text.index('"pair-3"')] + end)
     items = read("preferences", path)
     assert len(of(items, PreferencePair)) == 3
     (refused,) = of(items, Refused)
