@@ -7,9 +7,9 @@ PRESET ?= local
 ARGS ?=
 
 # One thread per process: for models this small a second one gains next to nothing on an idle machine, and on a loaded
-# one it ran ten to twenty times slower. A setting of your own stays.
-OMP_NUM_THREADS ?= 1
-run test check: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
+# one it ran ten to twenty times slower. For `run` a setting of your own stays.
+run: export OMP_NUM_THREADS ?= 1
+test check: export OMP_NUM_THREADS = 1
 
 .PHONY: help install run test check bench base-models clean
 
