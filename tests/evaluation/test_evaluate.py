@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,25 @@ def test_a_policy_that_equals_the_base_shows_no_difference_at_all(
     assert all(rates["win"] == rates["lose"] == 0 for rates in found["win_rates"])
     ours, base = (found["dialogues"][0][name]["rounds"] for name in ("trained", "base"))
     assert [r["content"] for r in ours] == [r["content"] for r in base]
+
+
+def test_few_validation_prompts_are_drawn_again_with_other_noise(
+    tiny: StableDiffusion, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = Evaluation.look, []
+
+    def look(self: Evaluation, prompts: list[str], *, name: str, **rest: Any) -> Any:
+        found = real(self, prompts, name=name, **rest)
+        if name == "validation":
+            looks.append((prompts, found[1]))
+        return found
+
+    monkeypatch.setattr(Evaluation, "look", look)
+    evaluation(tiny, judge, lora=0.0).measure(validation=VALIDATION, test=TEST, output=tmp_path)
+    prompts, images_BCHW = looks[0]
+    assert (len(prompts), len(set(prompts))) == (10, 8)
+    assert prompts[8:] == prompts[:2]
+    assert not torch.equal(images_BCHW[8], images_BCHW[0])
 
 
 def test_a_changed_policy_is_measured_and_shown(tiny: StableDiffusion, judge: Judge, tmp_path: Path) -> None:

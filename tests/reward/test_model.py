@@ -87,6 +87,20 @@ def test_p6_log_2_at_the_start_overfit_in_ten_steps_and_the_reference_stays(
         assert not torch.allclose(scores(model, images_BCHW, prompts), after)  # the adapters do act
 
 
+def test_the_last_weight_of_linear_likelihood_is_that_of_the_likelihood(
+    settings: Make, images_BCHW: torch.Tensor
+) -> None:
+    model = RewardModel(settings=settings(head="linear_likelihood"))
+    model.head_D.data[-1] = 2.0
+    with torch.no_grad():
+        rows = model.reader.rows(prompts=PROMPTS)
+        tokens_BID = model.reader.image_tokens(images_BCHW=images_BCHW)
+        hidden_BLD = model.reader.hidden(rows=rows, image_tokens_BID=tokens_BID)
+        expected_B = 2 * model.reader.log_likelihood(rows=rows, hidden_BLD=hidden_BLD)
+        assert expected_B.std() > 0
+        torch.testing.assert_close(scores(model, images_BCHW), expected_B)
+
+
 def test_p6_padding_and_batch_mates_change_nothing(model: RewardModel, images_BCHW: torch.Tensor) -> None:
     with torch.no_grad():
         for parameter in model.trainable():  # a trained-like model: fresh adapters and a zero head would hide it
