@@ -1,4 +1,7 @@
-"""`make base-models`: train the local preset's three base models, one after the other, each in its own process."""
+"""`make base-models`: train the local preset's three base models, one after the other, each in its own process.
+
+After Stable Diffusion the pictures that the simulated people see of it are drawn anew.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,14 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help=f"which of {MODELS}; all by default")
     given = parser.parse_args()
     for name in given.models or MODELS:
-        command = [sys.executable, "-m", f"scripts.base_models.{name}", "--output", str(SHIPPED / name)]
-        print("$", " ".join(command[1:]), flush=True)
-        subprocess.run(command, check=True)
+        _run(f"scripts.base_models.{name}", "--output", str(SHIPPED / name))
+        if name == "stable_diffusion":
+            _run("scripts.draw_base_pictures")
+
+
+def _run(module: str, *arguments: str) -> None:
+    print("$ python -m", module, *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
-from vca.data.emoji.catalogue import EmojiItem, load_catalogue
+from vca.data.emoji.catalogue import EmojiItem, load_base_pictures, load_catalogue
 from vca.data.emoji.pairs import CONTENT_KINDS, EDIT_KINDS
 from vca.data.emoji.settings import EmojiSettings
 from vca.data.emoji.source import EmojiSource
@@ -39,7 +39,11 @@ def pairs(records: list[Dialogue | PreferencePair]) -> list[PreferencePair]:
 
 
 def item_of(picture: Picture) -> EmojiItem:
-    return load_catalogue().by_id[picture.uri.split(":")[1].split("#")[0]]
+    return load_catalogue().by_id[picture.uri.split(":")[1].removeprefix("drawn/").split("#")[0].split("?")[0]]
+
+
+def drawn(picture: Picture) -> bool:
+    return ":drawn/" in picture.uri
 
 
 def spoilt(picture: Picture) -> bool:
@@ -79,7 +83,7 @@ def test_test_pairs_are_about_held_out_concepts(pairs: list[PreferencePair]) -> 
 def test_kinds_are_balanced(pairs: list[PreferencePair]) -> None:
     kinds = Counter(pair.kind for pair in pairs if pair.role == "reward")
     assert set(kinds) == {*CONTENT_KINDS, "taste", "degraded"}
-    assert (kinds["taste"], kinds["degraded"]) == (400, 200)
+    assert (kinds["taste"], kinds["degraded"]) == (500, 200)
     full = [kinds[kind] for kind in CONTENT_KINDS if kind != "colour"]  # there are few coloured things
     assert max(full) - min(full) <= 1
     assert kinds["colour"] > 0.6 * max(full)
@@ -139,9 +143,25 @@ def test_spoilt_copies_can_be_seen_to_be_spoilt(pairs: list[PreferencePair]) -> 
     copies = [p for pair in pairs for p in pictures(pair) if spoilt(p)]
     assert {copy.uri.split("#")[1].rsplit("-", 1)[0] for copy in copies} == set(SPOILERS)
     for copy in copies[:100]:
-        before, after = (np.asarray(Image.open(io.BytesIO(d)), np.float32) for d in (item_of(copy).png, copy.data))
+        item = item_of(copy)
+        view = int(copy.uri.split("#")[0].split("?")[1]) if drawn(copy) else None
+        whole = item.png if view is None else load_base_pictures().by_id[item.item_id][view]
+        before, after = (np.asarray(Image.open(io.BytesIO(d)).convert("RGB"), np.float32) for d in (whole, copy.data))
         assert after.shape == (64, 64, 3)
         assert np.abs(before - after).mean() >= 2.5
+
+
+def test_the_bases_pictures_are_in_training_pairs_about_looks_at_the_configured_rate(
+    pairs: list[PreferencePair],
+) -> None:
+    shown = [pair for pair in pairs if drawn(pair.positive)]
+    assert all(drawn(pair.negative) for pair in shown)
+    assert {(pair.role, pair.kind) for pair in shown} == {
+        (role, kind) for role in ("reward", "validation") for kind in ("taste", "degraded")
+    }
+    asked = [pair for pair in pairs if pair.role == "reward" and pair.kind == "degraded"]  # taste pairs run out
+    low, high = binom.interval(0.9999, len(asked), SETTINGS.drawn_pairs)
+    assert low <= sum(drawn(pair.positive) for pair in asked) <= high
 
 
 def test_a_picture_without_colour_is_spoilt_in_a_way_that_shows() -> None:

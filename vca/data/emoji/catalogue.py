@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -19,6 +21,7 @@ from vca.records import Picture, Split
 STYLES = ("noto", "twemoji", "fluent")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 SHIPPED = Path(__file__).with_name("emoji_dialog.parquet")
+DRAWN = Path(__file__).with_name("base_pictures.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,33 @@ class Catalogue:
 @lru_cache(maxsize=2)
 def load_catalogue(path: Path = SHIPPED) -> Catalogue:
     """Read the Parquet and check it against the digest beside it; a mismatch is a DataError."""
+    rows, digest = _read(path)
+    items = tuple(EmojiItem(**{**row, "keywords": tuple(row["keywords"])}) for row in rows)
+    return Catalogue(items=items, sha256=digest)
+
+
+@dataclass(frozen=True)
+class BasePictures:
+    """What the shipped Stable Diffusion drew for items' captions, style included: WebP by `item_id`, some of each."""
+
+    by_id: dict[str, tuple[bytes, ...]] = field(repr=False)
+    sha256: str
+
+    def one_of(self, item: EmojiItem, rng: random.Random) -> Picture:
+        """A picture drawn for `item`, which must be of the train side and not the judges'."""
+        views = self.by_id[item.item_id]
+        view = rng.randrange(len(views))
+        return Picture(data=views[view], uri=f"emoji-dialog:drawn/{item.item_id}?{view}", key=item.key)
+
+
+@lru_cache(maxsize=2)
+def load_base_pictures(path: Path = DRAWN) -> BasePictures:
+    """Read the Parquet that `scripts/draw_base_pictures.py` wrote; errors as `load_catalogue`."""
+    rows, digest = _read(path)
+    return BasePictures(by_id={row["item_id"]: tuple(row["webp"]) for row in rows}, sha256=digest)
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], str]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     expected = path.with_suffix(".sha256").read_text().split()[0]
@@ -105,6 +135,4 @@ def load_catalogue(path: Path = SHIPPED) -> Catalogue:
         raise DataError(
             f"{path} has sha256 {digest}, expected {expected}: the file is damaged; restore it from the repository"
         )
-    rows = pq.read_table(path).to_pylist()
-    items = tuple(EmojiItem(**{**row, "keywords": tuple(row["keywords"])}) for row in rows)
-    return Catalogue(items=items, sha256=digest)
+    return pq.read_table(path).to_pylist(), digest

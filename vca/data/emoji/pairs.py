@@ -3,6 +3,9 @@
 Kinds: an edit kind ("skin_tone", ..., "replacement"): the right picture against an edit neighbour; "random": against
 a picture of another concept; "taste": one content in two drawing styles, the prompt naming none; "degraded": against a
 spoilt copy. Groups of emoji have equal chances within a kind, and the content kinds get equal counts.
+
+A share of the pairs of the last two kinds, which are about looks, shows what the base model drew for the items'
+captions: what people say of emoji alone teaches little about generated pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from vca.data.emoji.catalogue import EmojiItem
+from vca.data.emoji.catalogue import BasePictures, EmojiItem
 from vca.data.emoji.dialogues import by_group
 from vca.data.emoji.graph import EditGraph
 from vca.data.emoji.people import PREFERRED_STYLE, Candidate, Panel, Wish
@@ -21,6 +24,7 @@ from vca.records import Picture, PreferencePair, Role
 
 EDIT_KINDS = ("skin_tone", "hair", "role", "gender", "colour", "style", "expression", "replacement")
 CONTENT_KINDS = (*EDIT_KINDS, "random")
+ABOUT_LOOKS = ("taste", "degraded")
 _TRIES = 400  # proposals in a row without a new pair: then a kind has run out
 
 Proposal = tuple[Wish, Candidate, Candidate]
@@ -38,10 +42,18 @@ class PairMaker:
     """Proposes pairs among `items`, of which only the reward fold is used.
 
     held_out: "root" or "combination": only items held out in that way are right pictures; None: only others are.
+    base: its pictures of the items; without them every pair shows emoji.
     """
 
-    def __init__(self, *, items: Sequence[EmojiItem], settings: EmojiSettings, held_out: str | None = None) -> None:
-        self.settings, self.held_out = settings, held_out
+    def __init__(
+        self,
+        *,
+        items: Sequence[EmojiItem],
+        settings: EmojiSettings,
+        held_out: str | None = None,
+        base: BasePictures | None = None,
+    ) -> None:
+        self.settings, self.held_out, self.base = settings, held_out, base
         self.graph = EditGraph([item for item in items if item.fold == "reward"])
         right = [item for item in self.graph.items if item.held_out == held_out]
         self.by_style: dict[str, list[EmojiItem]] = {}
@@ -76,7 +88,9 @@ class PairMaker:
                 right, wrong = rng.choice(self._targets(drawn, kind)), drawn
         if kind != "taste" and not style_named and rng.random() < self.settings.mixed_styles:
             right, wrong = self._in_two_styles(right, wrong, rng)
-        return Wish(item=right, style_named=style_named), _shown(right), self._shown_worse(kind, wrong, rng)
+        base = self.base if kind in ABOUT_LOOKS and rng.random() < self.settings.drawn_pairs else None
+        better, worse = (Candidate(item, base.one_of(item, rng) if base else item.picture()) for item in (right, wrong))
+        return Wish(item=right, style_named=style_named), better, _spoilt(worse, rng) if kind == "degraded" else worse
 
     def _targets(self, item: EmojiItem, kind: str) -> list[EmojiItem]:
         return [target for target in self.graph.neighbours(item, kind) if target.held_out == self.held_out]
@@ -94,13 +108,6 @@ class PairMaker:
 
     def _versions(self, item: EmojiItem) -> list[EmojiItem]:
         return [item, *self.graph.neighbours(item, "style")]
-
-    def _shown_worse(self, kind: str, item: EmojiItem, rng: random.Random) -> Candidate:
-        if kind != "degraded":
-            return _shown(item)
-        how, png = spoil(item.png, rng)
-        picture = Picture(data=png, uri=f"{item.picture().uri}#{how}-{rng.getrandbits(64):016x}", key=item.key)
-        return Candidate(item, picture, spoilt=True)
 
 
 def pairs(
@@ -146,8 +153,10 @@ def _fresh(maker: PairMaker, kind: str, seen: set[tuple[str, str, str]], rng: ra
     return None
 
 
-def _shown(item: EmojiItem) -> Candidate:
-    return Candidate(item, item.picture())
+def _spoilt(candidate: Candidate, rng: random.Random) -> Candidate:
+    how, png = spoil(candidate.picture.data, rng)
+    uri = f"{candidate.picture.uri}#{how}-{rng.getrandbits(64):016x}"
+    return Candidate(candidate.item, Picture(data=png, uri=uri, key=candidate.item.key), spoilt=True)
 
 
 def _negative_kind(kind: str) -> Literal["mismatch", "edited_prompt", "taste", "degraded"]:

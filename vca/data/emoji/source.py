@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vca.data.emoji.catalogue import Catalogue, EmojiItem, load_catalogue
+from vca.data.emoji.catalogue import Catalogue, EmojiItem, load_base_pictures, load_catalogue
 from vca.data.emoji.dialogues import dialogues
 from vca.data.emoji.graph import well_told
 from vca.data.emoji.pairs import PairMaker, counts_by_kind, pairs
@@ -40,8 +40,8 @@ class EmojiSource:
         return pair_count + s.train_dialogues + s.validation_dialogues + s.test_dialogues
 
     def watermark(self) -> str:
-        """The digest of the catalogue."""
-        return f"sha256:{load_catalogue().sha256}"
+        """The digests of the catalogue and of the base's pictures."""
+        return f"sha256:{load_catalogue().sha256}+{load_base_pictures().sha256}"
 
     def read(self) -> Iterator[Dialogue | PreferencePair]:
         """Pairs for training, validation and test, then dialogues for the same."""
@@ -62,7 +62,8 @@ class EmojiSource:
             ("test", test, "combination", rare, majority(s)),
         ]
         for role, items, held_out, counts, judges in parts:
-            maker = PairMaker(items=items, settings=s, held_out=held_out)
+            base = None if role == "test" else load_base_pictures()
+            maker = PairMaker(items=items, settings=s, held_out=held_out, base=base)
             yield from pairs(maker=maker, panel=judges, counts=counts, role=role, seed=self.seed, source=self.name)
 
     def _dialogues(

@@ -73,12 +73,12 @@ SPOILERS: dict[str, Callable[[_Image, random.Random], _Image]] = {
 }
 
 
-def spoil(png: bytes, rng: random.Random) -> tuple[str, bytes]:
+def spoil(encoded: bytes, rng: random.Random) -> tuple[str, bytes]:
     """How the copy was spoilt, and the copy as PNG: a way drawn by `rng` that can be seen in this picture.
 
     A black-and-white picture has no colour to lose: where a way changes next to nothing, the next one is tried.
     """
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
     before_HWC = np.asarray(image, np.float32)
     for name in rng.sample(sorted(SPOILERS), len(SPOILERS)):
         copy = SPOILERS[name](image, rng)
