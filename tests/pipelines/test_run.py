@@ -25,7 +25,7 @@ SMALL = {
     "diffusion.siblings": "2",
     "diffusion.rounds": "1",
     "diffusion.batch": "4",
-    "diffusion.micro_batch": "4",
+    "diffusion.micro_batch": "2",
     "diffusion.noise_batch": "4",
     "diffusion.checkpoint_every": "1",
     "evaluation.steps": "2",
