@@ -8,10 +8,8 @@ python -m scripts.draw_base_pictures
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +45,7 @@ def pictures(pipeline: StableDiffusion, items: list[EmojiItem], *, view: int) ->
     return found
 
 
-def draw(output: Path) -> None:
+def main() -> None:
     pipeline = load_pipeline(BASE)
     train, validation, _ = sides(load_catalogue())
     items = [item for item in train + validation if item.fold == "reward"]
@@ -61,13 +59,11 @@ def draw(output: Path) -> None:
                 task.advance(len(part))
     rows = [{"item_id": item_id, "webp": views[item_id]} for item_id in sorted(views)]
     metadata = {"base": pipeline.base_digest, "catalogue": load_catalogue().sha256}
-    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), output, compression="none")
-    digest = hashlib.sha256(output.read_bytes()).hexdigest()
-    output.with_suffix(".sha256").write_text(f"{digest}  {output.name}\n")
-    print(f"{VIEWS * len(rows)} pictures, {output} {output.stat().st_size / 1e6:.1f} MB {digest}")
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), DRAWN, compression="none")
+    digest = hashlib.sha256(DRAWN.read_bytes()).hexdigest()
+    DRAWN.with_suffix(".sha256").write_text(f"{digest}  {DRAWN.name}\n")
+    print(f"{VIEWS * len(rows)} pictures, {DRAWN} {DRAWN.stat().st_size / 1e6:.1f} MB {digest}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DRAWN)
-    draw(parser.parse_args().output)
+    main()

@@ -12,6 +12,7 @@ from tiny_pipeline import build_tiny_pipeline
 from vca.errors import ArtifactError
 from vca.models.stable_diffusion import (
     ADAPTER_FILE,
+    DECODED_AT_ONCE,
     WEIGHTS_FILE,
     StableDiffusion,
     load_adapter,
@@ -123,6 +124,12 @@ def test_unfinished_changed_truncated_and_nan_adapters_are_refused(tiny: StableD
     (trained / ADAPTER_FILE).write_text(json.dumps(card | {"rank": 8}))
     with pytest.raises(ArtifactError, match="shape"):
         load_adapter(tiny, trained)
+
+
+def test_pictures_decoded_a_few_at_a_time_are_each_its_own_latents(tiny: StableDiffusion) -> None:
+    latents = torch.randn(2 * DECODED_AT_ONCE + 1, *tiny.latent_shape, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([tiny.decode(latent) for latent in latents.split(1)])
+    torch.testing.assert_close(tiny.decode(latents), alone, atol=1e-5, rtol=0)
 
 
 def test_errors_are_one_line(tmp_path: Path, tiny_folder: Path) -> None:

@@ -156,6 +156,10 @@ def test_the_bases_pictures_are_in_training_pairs_about_looks_at_the_configured_
 ) -> None:
     shown = [pair for pair in pairs if drawn(pair.positive)]
     assert all(drawn(pair.negative) for pair in shown)
+    for picture in (picture for pair in shown for picture in pictures(pair) if not spoilt(picture)):
+        view = int(picture.uri.split("?")[1])
+        assert picture.data == load_base_pictures().by_id[item_of(picture).item_id][view]
+        assert picture.key == item_of(picture).key
     assert {(pair.role, pair.kind) for pair in shown} == {
         (role, kind) for role in ("reward", "validation") for kind in ("taste", "degraded")
     }
