@@ -16,7 +16,7 @@ HEAVY = {"torch", "transformers", "diffusers", "peft", "bitsandbytes", "deepspee
 LIBRARY = sorted((ROOT / "vca").rglob("*.py"))
 PYTHON = sorted(
     path
-    for room in ("vca", "components", "pipelines", "tests", "benchmarks", "scripts")
+    for room in ("vca", "components", "pipelines", "serving", "tests", "benchmarks", "scripts")
     for path in (ROOT / room).rglob("*.py")
 )
 

@@ -1,0 +1,1 @@
+"""Model servers for KServe, and what they need. Nothing here trains."""
