@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("records", "models", "data", "refine", "reward", "diffusion", "evaluation")  # from the ground up
+# From the ground up.
+FLOORS = ("records", "models", "data", "provenance", "refine", "reward", "diffusion", "evaluation")
 ABOVE = {"components", "pipelines", "serving", "kfp", "kfp_kubernetes", "kserve", "kubernetes"}
-HEAVY = {"torch", "transformers", "diffusers", "peft", "bitsandbytes", "deepspeed", "matplotlib", "accelerate"}
+HEAVY = {"torch", "transformers", "diffusers", "peft", "bitsandbytes", "deepspeed", "matplotlib", "accelerate", "c2pa"}
 LIBRARY = sorted((ROOT / "vca").rglob("*.py"))
 PYTHON = sorted(
     path
