@@ -76,7 +76,9 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
     commands = ("run", "data", "train-reward", "train-diffusion", "evaluate", "report", "settings", "refine", "presets")
-    assert [name for name in commands if not re.search(rf"^  {name} ", run.stdout, re.MULTILINE)] == []
+    assert [
+        name for name in (*commands, "verify", "keys") if not re.search(rf"^  {name} ", run.stdout, re.MULTILINE)
+    ] == []
 
 
 def test_presets_and_settings_are_shown(tmp_path: Path) -> None:

@@ -178,6 +178,42 @@ def refine_command(
     print(refiner.refine(prompt=prompt, feedback=feedback).model_dump_json(indent=1))
 
 
+@app.command("verify")
+def verify_command(
+    image: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP file.")],
+    keys: Annotated[Path | None, typer.Option(help="Folder with the issuers to trust and the watermark's key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Tell whether VCA made a picture: exit code 0 if so, 1 if nothing proves it, 4 if it was changed after signing."""
+    from vca.data.images import BadImage
+    from vca.errors import DataError
+    from vca.provenance.keys import Keys
+    from vca.provenance.verify import in_words, verify
+
+    held = Keys.load(keys) if keys else Keys()
+    try:
+        findings = verify(image.read_bytes(), watermark_key=held.watermark_key, trust_anchors=held.trust_anchors)
+    except OSError as error:
+        raise DataError(f"{image} can't be read ({error.strerror}); give a PNG, JPEG or WebP file") from None
+    except BadImage as error:
+        raise DataError(f"{image} can't be checked ({error}); give a whole PNG, JPEG or WebP file") from None
+    if as_json:
+        verdict = {"genuine": findings.genuine, "tampered": findings.tampered}
+        print(json.dumps({**verdict, **findings.model_dump()}, indent=1))
+    else:
+        print(f"{image}: " + "\n  ".join(in_words(findings)))
+    raise typer.Exit(4 if findings.tampered else 0 if findings.genuine else 1)
+
+
+@app.command("keys")
+def keys_command(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Make keys for development: a signing certificate that nobody else trusts, and a random watermark key."""
+    from vca.provenance.keys import create
+
+    create(folder)
+    print(f"{folder}: development keys, for your eyes only; how to bring real ones: docs/provenance.md")
+
+
 def _stage(
     name: str, output: Path, inputs: dict[str, Path], preset: str, settings: Path | None, sets: list[str]
 ) -> None:
