@@ -11,9 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the ground up.
-FLOORS = ("records", "models", "data", "provenance", "refine", "reward", "diffusion", "evaluation")
+FLOORS = ("records", "models", "safety", "data", "provenance", "refine", "reward", "diffusion", "evaluation")
 ABOVE = {"components", "pipelines", "serving", "kfp", "kfp_kubernetes", "kserve", "kubernetes"}
-HEAVY = {"torch", "transformers", "diffusers", "peft", "bitsandbytes", "deepspeed", "matplotlib", "accelerate", "c2pa"}
+HEAVY = {
+    *("torch", "transformers", "diffusers", "peft", "bitsandbytes", "deepspeed", "matplotlib", "accelerate"),
+    *("onnxruntime", "c2pa"),
+}
 LIBRARY = sorted((ROOT / "vca").rglob("*.py"))
 PYTHON = sorted(
     path
