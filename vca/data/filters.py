@@ -1,11 +1,15 @@
-"""Which good records are left out: too many words of style, pictures too small or too blurred to learn from."""
+"""Which good records are left out: too many words of style; pictures too small or blurred to learn from, or unsafe."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from vca.data.images import Stored
+import numpy as np
+
+from vca.data.images import MAX_PIXELS, Stored, open_rgb
+from vca.safety.checker import Checker, load
+from vca.safety.settings import SafetySettings
 
 # Words that say how a picture should look and nothing of what it shows, as prompt writers pile them up.
 STYLE_KEYWORDS = (
@@ -40,3 +44,15 @@ def unclear(picture: Stored, *, min_side: int, min_sharpness: float) -> str | No
     if picture.source_side < min_side:
         return "small_image"
     return "unclear_image" if picture.sharpness < min_sharpness else None
+
+
+def open_checker(threshold: float) -> Checker:
+    """The safety filter with open_nsfw at this probability. Errors: ArtifactError where the network is missing."""
+    return load(SafetySettings(classifier="open_nsfw", image_threshold=threshold))
+
+
+def unsafe(picture: Stored, *, checker: Checker) -> str | None:
+    """Why the picture is left out, or None. One that could not be checked is left out too, under its own name."""
+    pixels = np.asarray(open_rgb(picture.data, max_pixels=MAX_PIXELS).image)
+    reason = checker.check_images([pixels])[0].reason
+    return {"blocked_image": "unsafe_image", "unknown": "unchecked_image"}.get(reason or "")

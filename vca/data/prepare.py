@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from vca.data.filters import StyleFilter, unclear
+from vca.data.filters import StyleFilter, open_checker, unclear, unsafe
 from vca.data.images import BadImage, Stored, store
 from vca.data.ledger import Ledger
 from vca.data.manifest import FILE_NAME, Manifest, SourceCounts, digest_of
@@ -125,6 +126,13 @@ def _build(config: DataSettings, building: Path, output: Path, progress: Progres
     return manifest
 
 
+class _Checked(NamedTuple):
+    """useless: the filter that takes the picture out, if one does."""
+
+    stored: Stored
+    useless: str | None
+
+
 class _Desk:
     """Decides on each record, one after the other."""
 
@@ -135,7 +143,8 @@ class _Desk:
         self.ledger = ledger
         self.style = StyleFilter(limit=config.style_keyword_limit)
         self.negatives = NegativeMaker(seed=config.seed)
-        self._pictures: OrderedDict[str, Stored] = OrderedDict()
+        self.safety = open_checker(config.unsafe_images) if config.unsafe_images is not None else None
+        self._pictures: OrderedDict[str, _Checked] = OrderedDict()
         self._cached = 0
 
     def read(self, source: Source, progress: Progress, *, negatives: Sequence[NegativeKind]) -> SourceCounts:
@@ -189,14 +198,13 @@ class _Desk:
         if split is None:
             return "straddles"
         try:
-            stored = {picture.uri: self._store(picture) for picture in _pictures(record)}
+            checked = {picture.uri: self._check(picture) for picture in _pictures(record)}
         except BadImage as error:
             return Refused(reason=error.reason, uri=_blame(record, error), detail=str(error))
+        for picture in checked.values():
+            if picture.useless:
+                return picture.useless
         config = self.config
-        for picture in stored.values():
-            reason = unclear(picture, min_side=config.min_side, min_sharpness=config.min_sharpness)
-            if reason:
-                return reason
         role = record.role
         if not source.declares_role:
             role = role_of(
@@ -208,7 +216,7 @@ class _Desk:
                 validation=config.validation_fraction,
                 seed=config.seed,
             )
-        return replace(_with_pictures(record, stored), split=split, role=role)
+        return replace(_with_pictures(record, checked), split=split, role=role)
 
     def _side(self, record: Dialogue | PreferencePair, source: Source) -> Split | None:
         keys = keys_of(record)
@@ -216,22 +224,28 @@ class _Desk:
             return side_of(keys, test_fraction=self.config.test_fraction, seed=self.config.seed)
         return record.split if self.ledger.keeps_side(keys, record.split) else None
 
-    def _store(self, picture: Picture) -> Stored:
-        stored = self._pictures.get(picture.uri)
-        if stored is not None:
+    def _check(self, picture: Picture) -> _Checked:
+        checked = self._pictures.get(picture.uri)
+        if checked is not None:
             self._pictures.move_to_end(picture.uri)
-            return stored
+            return checked
         try:
             stored = store(picture.data, image_size=self.config.image_size, max_pixels=self.config.max_pixels)
         except BadImage as error:
             error.add_note(picture.uri)
             raise
-        self._pictures[picture.uri] = stored
+        checked = _Checked(stored, self._useless(stored))
+        self._pictures[picture.uri] = checked
         self._cached += len(stored.data)
         while self._cached > CACHE_BYTES:
             _, oldest = self._pictures.popitem(last=False)
-            self._cached -= len(oldest.data)
-        return stored
+            self._cached -= len(oldest.stored.data)
+        return checked
+
+    def _useless(self, stored: Stored) -> str | None:
+        """The filter that takes the picture out, if one does."""
+        reason = unclear(stored, min_side=self.config.min_side, min_sharpness=self.config.min_sharpness)
+        return reason or (unsafe(stored, checker=self.safety) if self.safety else None)
 
     def _write(
         self, record: Dialogue | PreferencePair, negatives: Sequence[NegativeKind], tally: dict[str, Counter[str]]
@@ -272,9 +286,9 @@ def _pictures(record: Dialogue | PreferencePair) -> list[Picture]:
     return [picture for turn in record.turns for picture in (turn.image, turn.target) if picture]
 
 
-def _with_pictures(record: Dialogue | PreferencePair, stored: dict[str, Stored]) -> Dialogue | PreferencePair:
+def _with_pictures(record: Dialogue | PreferencePair, checked: dict[str, _Checked]) -> Dialogue | PreferencePair:
     def changed(picture: Picture) -> Picture:
-        return replace(picture, data=stored[picture.uri].data)
+        return replace(picture, data=checked[picture.uri].stored.data)
 
     if isinstance(record, PreferencePair):
         return replace(record, positive=changed(record.positive), negative=changed(record.negative))

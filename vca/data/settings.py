@@ -80,6 +80,12 @@ class DataSettings(BaseModel):
     min_sharpness: float = Field(
         20.0, description="filter: variance of the Laplacian of the stored picture's grey values (0..255)", ge=0
     )
+    unsafe_images: float | None = Field(
+        None,
+        description="filter: probability of open_nsfw (extra `serve`) above which a picture is unsafe; none: not asked",
+        ge=0,
+        lt=1,
+    )
     style_keyword_limit: int = Field(
         4, description="filter: prompts with this many different style keywords, or more", ge=1
     )
