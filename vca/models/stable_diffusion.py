@@ -9,13 +9,14 @@ Shapes: B batch, C channels, H W latent or image height and width, L text tokens
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,11 @@ class StableDiffusion:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+
+    def beside(self) -> StableDiffusion:
+        """A pipeline of the same weights, not copied, whose LoRA is its own: two policies can serve at once."""
+        shared = [*self.unet.parameters(), *self.unet.buffers()]
+        return replace(self, unet=copy.deepcopy(self.unet, {id(tensor): tensor for tensor in shared}))
 
     def set_scale(self, scale: float) -> None:
         """How strongly the LoRA acts: 0 is the base model, 1 what was trained."""
