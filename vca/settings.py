@@ -24,6 +24,7 @@ from vca.errors import SettingsError
 from vca.evaluation.settings import EvaluationSettings
 from vca.refine.settings import RefineSettings
 from vca.reward.settings import RewardSettings
+from vca.service import ServingSettings
 
 PRESETS = {
     "local": "small models, real data, minutes on a laptop's CPU",
@@ -43,6 +44,7 @@ class Settings(BaseModel):
     reward: RewardSettings = Field(default_factory=RewardSettings, description="reward training")
     diffusion: DiffusionSettings = Field(default_factory=DiffusionSettings, description="diffusion training")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="evaluation and report")
+    serving: ServingSettings = Field(default_factory=ServingSettings, description="model servers")
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> Self:

@@ -102,6 +102,11 @@ def verify(folder: Path) -> dict[str, Any]:
     return marker
 
 
+def digest(folder: Path) -> str:
+    """sha256 of the marker, which vouches for all files: what a release is named after."""
+    return _sha256(folder / MARKER)
+
+
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -63,13 +63,28 @@ class RewardModel(nn.Module):
 
     def forward(self, *, prompts: Sequence[str], image_tokens_BID: Tensor) -> Tensor:
         """r, float32 [B]; prompts and images pair up row by row."""
+        return heads.score(
+            pooled_BD=self.pooled(prompts=prompts, image_tokens_BID=image_tokens_BID), weights_D=self.head_D
+        )
+
+    def pooled(self, *, prompts: Sequence[str], image_tokens_BID: Tensor) -> Tensor:
+        """What the head weighs, [B, D], or [B, D + 1] with the log-likelihood of the prompt last."""
         rows = self.reader.rows(prompts=prompts)
         hidden_BLD = self.reader.hidden(rows=rows, image_tokens_BID=image_tokens_BID)
         pooled_BD = heads.pool(self.settings.pooling, hidden_BLD=hidden_BLD, rows=rows)
         if self.settings.head == "linear_likelihood":
             logp_B = self.reader.log_likelihood(rows=rows, hidden_BLD=hidden_BLD)
             pooled_BD = torch.cat([pooled_BD, logp_B[:, None]], 1)
-        return heads.score(pooled_BD=pooled_BD, weights_D=self.head_D)
+        return pooled_BD
+
+    def components(self, *, pooled_BD: Tensor) -> dict[str, Tensor]:
+        """The parts that r is the sum of, [B] each: what was learned from preferences, and the prompt's likelihood."""
+        if self.settings.head != "linear_likelihood":
+            return {"preference": heads.score(pooled_BD=pooled_BD, weights_D=self.head_D)}
+        return {
+            "preference": heads.score(pooled_BD=pooled_BD[:, :-1], weights_D=self.head_D[:-1]),
+            "likelihood": heads.score(pooled_BD=pooled_BD[:, -1:], weights_D=self.head_D[-1:]),
+        }
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vca.reward import adapter
+from vca.reward import adapter, heads
 from vca.reward.adapter import CLAMP, Calibration
 from vca.reward.model import RewardModel
 
@@ -21,10 +21,14 @@ ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """raw_B: r. calibrated_B: R_MI = clamp((r - mu) / s, -4, 4), mu and s from validation pairs. Float32."""
+    """raw_B: r. calibrated_B: R_MI = clamp((r - mu) / s, -4, 4), mu and s from validation pairs. Float32.
+
+    components: the parts that raw_B is the sum of, by name, [B] each.
+    """
 
     raw_B: Tensor
     calibrated_B: Tensor
+    components: dict[str, Tensor]
 
 
 class RewardScorer:
@@ -51,7 +55,9 @@ class RewardScorer:
             for start in range(0, len(prompts), ROWS):
                 rows = slice(start, start + ROWS)
                 tokens = self.model.reader.image_tokens(images_BCHW=images_BCHW[rows])
-                parts.append(self.model(prompts=prompts[rows], image_tokens_BID=tokens))
-            raw_B = torch.cat(parts)
+                parts.append(self.model.pooled(prompts=prompts[rows], image_tokens_BID=tokens))
+            pooled_BD = torch.cat(parts)
+            raw_B = heads.score(pooled_BD=pooled_BD, weights_D=self.model.head_D)
             calibrated_B = ((raw_B - self.calibration.mu) / self.calibration.s).clamp(-CLAMP, CLAMP)
-        return Scores(raw_B=raw_B, calibrated_B=calibrated_B)
+            components = self.model.components(pooled_BD=pooled_BD)
+        return Scores(raw_B=raw_B, calibrated_B=calibrated_B, components=components)

@@ -1,0 +1,327 @@
+"""The generator: pictures from words, and the next round from a picture and feedback.
+
+    python -m serving.generator --policy FOLDER --http_port 8080 --grpc_port 8081
+
+Protocols are thin: each makes an `Order` of what was sent and writes down the `Drawn` that come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from serving import tensors
+from serving.device import Device
+from serving.dialogues import Dialogues, Round
+from serving.drawing import Picture, Pixels, advance
+from serving.model import Answer, Call, Tensors, VcaModel, on_device, together
+from serving.order import SEEDS, Order
+from serving.pictures import encode, open_picture
+from serving.refusal import Refused
+from serving.release import Release, open_release, untrained
+from serving.rows import instance_of, rows_of, texts
+from vca.errors import ArtifactError
+from vca.models.stable_diffusion import StableDiffusion, load_pipeline
+from vca.monitoring import metrics
+from vca.refine.refiner import Refinement, Refiner, fit, token_counter
+from vca.refine.words import split_parts
+from vca.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+NAME = "vca-generator"
+_AGAIN = 1_000_003  # added to the seed of a picture that came out flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One finished picture. pixels: [H, W, 3]. score: the reward model's, where best_of asked for it."""
+
+    pixels: Pixels
+    seed: int
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an order came to. prompt: what was drawn. notice: a line for the person. cut: words that did not fit."""
+
+    pictures: Sequence[Drawn]
+    prompt: str
+    dialogue_id: str
+    round: int
+    release: str
+    notice: str | None
+    cut: tuple[str, ...]
+
+
+class Generator(VcaModel):
+    """Serves the policy in `policy`, or the untrained base where there is none."""
+
+    inputs = (
+        Tensors(name="prompt", datatype="BYTES", shape=[-1]),
+        Tensors(name="image", datatype="BYTES", shape=[-1]),
+        Tensors(name="previous_prompt", datatype="BYTES", shape=[-1]),
+        Tensors(name="dialogue_id", datatype="BYTES", shape=[-1]),
+        Tensors(name="round", datatype="INT32", shape=[-1]),
+        Tensors(name="seed", datatype="INT64", shape=[-1]),
+        Tensors(name="steps", datatype="INT32", shape=[-1]),
+        Tensors(name="guidance", datatype="FP32", shape=[-1]),
+        Tensors(name="strength", datatype="FP32", shape=[-1]),
+        Tensors(name="refine", datatype="BOOL", shape=[-1]),
+    )
+    outputs = (
+        Tensors(name="image", datatype="BYTES", shape=[-1]),
+        Tensors(name="prompt", datatype="BYTES", shape=[-1]),
+        Tensors(name="seed", datatype="INT64", shape=[-1]),
+        Tensors(name="dialogue_id", datatype="BYTES", shape=[-1]),
+    )
+    as_text: ClassVar[Mapping[str, Callable[[bytes], str]]] = {"image": lambda data: base64.b64encode(data).decode()}
+
+    def __init__(self, *, settings: Settings, policy: Path | None, device: str = "cpu") -> None:
+        super().__init__(NAME, settings=settings.serving)
+        self.everything, self.policy, self.place = settings, policy, device
+        self.base: StableDiffusion
+        self.release: Release
+        self.refiner: Refiner
+        self.device: Device[Picture]
+        self.dialogues = Dialogues(limit=self.settings.dialogues_mb * 1_000_000)
+        self._swapping = asyncio.Lock()
+
+    # What it is
+
+    def open(self) -> None:
+        import torch
+
+        base = self.everything.diffusion.base
+        self.base = load_pipeline(
+            base, device=self.place, dtype=torch.float32 if self.place == "cpu" else torch.bfloat16
+        )
+        self.release = untrained(self.base) if self.policy is None else open_release(self.base, self.policy)
+        self.refiner = Refiner(settings=self.everything.refine, count_tokens=token_counter(self.base.tokenizer))
+        self.device = Device(name=NAME, advance=advance, batch=self.settings.batch, queue=self.settings.queue)
+
+    async def warm_up(self) -> None:
+        await self._try(self.release)
+
+    async def _try(self, release: Release) -> None:
+        """One picture that nobody sees. Raises ArtifactError where none comes out."""
+        picture = self._picture(release, prompt="a picture", seed=0)
+        await self.device.run([picture])
+        if picture.latents_CHW is None or not bool(picture.latents_CHW.isfinite().all()):
+            raise ArtifactError(f"release {release.name} draws nothing but noise; train it again")
+
+    @property
+    def release_name(self) -> str:
+        return self.release.name
+
+    def facts(self) -> dict[str, str]:
+        card = self.release.facts
+        facts = {
+            "base": self.everything.diffusion.base,
+            "base_digest": self.base.base_digest,
+            "image_size": str(self.base.image_size),
+        }
+        for key in ("watermark", "reward_digest", "data_digest", "scale"):
+            if key in card:
+                facts[{"watermark": "data_watermark"}.get(key, key)] = str(card[key])
+        return facts
+
+    async def swap(self) -> str:
+        if not self.ready or self.policy is None:
+            raise Refused("there is no policy folder to read again; start the server with --policy")
+        async with self._swapping:
+            try:
+                new = await asyncio.to_thread(open_release, self.base, self.policy)
+                await self._try(new)
+            except ArtifactError as error:
+                metrics.SWAPS.labels(NAME, "refused").inc()
+                raise Refused(f"{error}; {self.release.name} goes on serving", code="bad_release") from None
+            old, self.release = self.release, new
+            if new.name != old.name:
+                metrics.RELEASE.labels(NAME, old.name).set(0)
+                metrics.RELEASE.labels(NAME, new.name).set(1)
+            metrics.SWAPS.labels(NAME, "done").inc()
+            logger.info("release %s serves, %s is gone", new.name, old.name)
+            return new.name
+
+    def close(self) -> None:
+        self.device.stop()
+
+    # What it does
+
+    async def draw(self, order: Order, call: Call, *, previews: int = 0, on_preview: Any = None) -> Result:
+        """Draw what was ordered. `previews` times on the way `on_preview` gets a picture, in the event loop."""
+        release = self.release
+        call.release = release.name
+        before = self._before(order)
+        refinement = await asyncio.to_thread(self._refined, order, before)
+        previous = await self._previous(order, before)
+        seed = order.first_seed()
+        asked = {
+            "steps": order.steps,
+            "guidance": order.guidance,
+            "strength": order.strength if order.edits else None,
+        }
+        units = [
+            self._picture(
+                release,
+                prompt=refinement.refined_prompt,
+                seed=(seed + number) % SEEDS,
+                previous=previous,
+                deadline=call.deadline,
+                **{name: value for name, value in asked.items() if value is not None},
+            )
+            for number in range(order.drawn)
+        ]
+        if previews:
+            _send_previews(units[0], number=previews, to=on_preview)
+        await on_device(self.device, units)
+        units = await self._not_flat(units)
+        metrics.PICTURES.labels(NAME, release.name).inc(len(units))
+        pictures = [Drawn(pixels=_drawn(unit), seed=unit.seed) for unit in units]
+        done = Round(
+            feedback=order.prompt if order.edits else "",
+            prompt=refinement.refined_prompt,
+            latents=[unit.latents_CHW for unit in units if unit.latents_CHW is not None],
+        )
+        return Result(
+            pictures=pictures,
+            prompt=refinement.refined_prompt,
+            dialogue_id=self.dialogues.add(done, after=before, dialogue_id=order.dialogue_id),
+            round=len(before) + 1 if order.image is None else (order.round or 1),
+            release=release.name,
+            notice=refinement.notice,
+            cut=refinement.truncated,
+        )
+
+    def finish(self, pixels: Pixels, call: Call, kind: str = "png", quality: int = 100) -> bytes:
+        """The file that a caller gets."""
+        return encode(pixels, kind, quality)
+
+    def _picture(self, release: Release, *, prompt: str, seed: int, **changed: Any) -> Picture:
+        usual = {"steps": self.settings.steps, "guidance": self.settings.guidance, "strength": self.settings.strength}
+        return Picture(release=release, prompt=prompt, seed=seed, **{**usual, **changed})
+
+    def _before(self, order: Order) -> list[Round]:
+        """The rounds of this server's own memory that the order goes on from."""
+        if order.dialogue_id is None or order.round == 1:
+            return []
+        return self.dialogues.before(order.dialogue_id, order.round)
+
+    def _refined(self, order: Order, before: Sequence[Round]) -> Refinement:
+        """What to draw: the prompt itself in round 1 and where refinement is off or has nothing to go on."""
+        previous = before[-1].prompt if before else order.previous_prompt
+        if order.refine and order.edits and previous is not None:
+            said = [(done.feedback, done.prompt) for done in before[1:]] or [(text, "") for text in order.history]
+            return self.refiner.refine(prompt=previous, feedback=order.prompt, history=said)
+        parts = split_parts(order.prompt) or [order.prompt.strip()]
+        limit = self.everything.refine.max_tokens
+        kept, cut = fit(parts, (), limit, token_counter(self.base.tokenizer))
+        text = order.prompt.strip() if not cut else ", ".join(kept)
+        return Refinement(refined_prompt=text, action="generate", truncated=cut, backend="rules")
+
+    async def _previous(self, order: Order, before: Sequence[Round]) -> Any:
+        if before:
+            latents = before[-1].latents
+            if order.pick >= len(latents):
+                raise Refused(f"pick {order.pick}: that round drew pictures 0 to {len(latents) - 1}", param="pick")
+            return latents[order.pick]
+        if order.image is None:
+            return None
+        return await asyncio.to_thread(open_picture, order.image, size=self.base.image_size, limits=self.settings)
+
+    async def _not_flat(self, units: list[Picture]) -> list[Picture]:
+        """Pictures that came out black, white or broken are drawn once more from other noise, and never shown."""
+        flat = [at for at, unit in enumerate(units) if unit.flat]
+        if not flat:
+            return units
+        metrics.DEGENERATE.labels(NAME, units[0].release.name).inc(len(flat))
+        again = {
+            at: self._picture(
+                units[at].release,
+                prompt=units[at].prompt,
+                seed=(units[at].seed + _AGAIN) % SEEDS,
+                steps=units[at].steps,
+                guidance=units[at].guidance,
+                strength=units[at].strength,
+                previous=units[at].previous,
+                deadline=units[at].deadline,
+            )
+            for at in flat
+        }
+        await on_device(self.device, list(again.values()))
+        if any(unit.flat for unit in again.values()):
+            raise Refused(
+                "nothing but an empty picture came out, twice; say it in other words",
+                status=422,
+                code="empty_picture",
+                param="prompt",
+            )
+        return [again.get(at, unit) for at, unit in enumerate(units)]
+
+    # Protocols
+
+    async def answer(self, request: tensors.Request, call: Call) -> Answer:
+        orders = [Order.read(row, limits=self.settings) for row in rows_of(request, self.inputs)]
+        self._bounded(orders)
+        results = await together([self.draw(order, call) for order in orders])
+        pictures = [await asyncio.to_thread(self.finish, result.pictures[0].pixels, call) for result in results]
+        return Answer(
+            outputs=[
+                tensors.Tensor(name="image", datatype="BYTES", values=tensors.bytes_array(pictures)),
+                texts("prompt", [result.prompt for result in results]),
+                tensors.Tensor(
+                    name="seed", datatype="INT64", values=np.array([r.pictures[0].seed for r in results], np.int64)
+                ),
+                texts("dialogue_id", [result.dialogue_id for result in results]),
+            ]
+        )
+
+    async def answer_v1(self, instances: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
+        orders = [Order.read(instance_of(instance), limits=self.settings) for instance in instances]
+        self._bounded(orders)
+        results = await together([self.draw(order, call) for order in orders])
+        predictions = []
+        for result in results:
+            pictures = [await asyncio.to_thread(self.finish, drawn.pixels, call) for drawn in result.pictures]
+            predictions.append(
+                {
+                    "images": [
+                        {"b64": base64.b64encode(data).decode(), "seed": drawn.seed}
+                        for data, drawn in zip(pictures, result.pictures, strict=True)
+                    ],
+                    "prompt": result.prompt,
+                    "dialogue_id": result.dialogue_id,
+                    "round": result.round,
+                }
+            )
+        return predictions
+
+    def _bounded(self, orders: Sequence[Order]) -> None:
+        asked = sum(order.drawn for order in orders)
+        if not 1 <= asked <= self.settings.max_pictures:
+            raise Refused(f"{asked} pictures: 1 to {self.settings.max_pictures} may be asked for at once")
+
+
+def _drawn(unit: Picture) -> Pixels:
+    assert unit.pixels_HWC is not None  # it is done
+    return unit.pixels_HWC
+
+
+def _send_previews(unit: Picture, *, number: int, to: Callable[[Pixels], None]) -> None:
+    loop = asyncio.get_running_loop()
+    steps = unit.steps
+    unit.previews = frozenset(max(1, steps * at // (number + 1)) for at in range(1, number + 1)) - {steps}
+
+    def tell(pixels: Pixels) -> None:
+        loop.call_soon_threadsafe(to, pixels)
+
+    unit.on_preview = tell
