@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from serving import tensors
 from serving.device import Device
@@ -27,11 +28,12 @@ from serving.pictures import encode, open_picture
 from serving.refusal import Refused
 from serving.release import Release, open_release, untrained
 from serving.rows import instance_of, rows_of, texts
-from vca.errors import ArtifactError
+from vca.errors import ArtifactError, ResourceError
 from vca.models.stable_diffusion import StableDiffusion, load_pipeline
 from vca.monitoring import metrics
 from vca.refine.refiner import Refinement, Refiner, fit, token_counter
 from vca.refine.words import split_parts
+from vca.reward.remote import RemoteScorer
 from vca.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -92,14 +94,14 @@ class Generator(VcaModel):
         self.release: Release
         self.refiner: Refiner
         self.device: Device[Picture]
+        url = self.settings.scorer_url
+        self.scorer = None if url is None else RemoteScorer(url, timeout_s=self.settings.deadline_s, retries=1)
         self.dialogues = Dialogues(limit=self.settings.dialogues_mb * 1_000_000)
         self._swapping = asyncio.Lock()
 
     # What it is
 
     def open(self) -> None:
-        import torch
-
         base = self.everything.diffusion.base
         self.base = load_pipeline(
             base, device=self.place, dtype=torch.float32 if self.place == "cpu" else torch.bfloat16
@@ -161,6 +163,8 @@ class Generator(VcaModel):
         """Draw what was ordered. `previews` times on the way `on_preview` gets a picture, in the event loop."""
         release = self.release
         call.release = release.name
+        if order.best_of is not None and self.scorer is None:
+            raise Refused("best_of: no reward scorer is configured here (serving.scorer_url)", param="best_of")
         before = self._before(order)
         refinement = await asyncio.to_thread(self._refined, order, before)
         previous = await self._previous(order, before)
@@ -186,7 +190,10 @@ class Generator(VcaModel):
         await on_device(self.device, units)
         units = await self._not_flat(units)
         metrics.PICTURES.labels(NAME, release.name).inc(len(units))
-        pictures = [Drawn(pixels=_drawn(unit), seed=unit.seed) for unit in units]
+        units, scores = await self._best(order, units)
+        pictures = [
+            Drawn(pixels=_drawn(unit), seed=unit.seed, score=score) for unit, score in zip(units, scores, strict=True)
+        ]
         done = Round(
             feedback=order.prompt if order.edits else "",
             prompt=refinement.refined_prompt,
@@ -266,6 +273,21 @@ class Generator(VcaModel):
                 param="prompt",
             )
         return [again.get(at, unit) for at, unit in enumerate(units)]
+
+    async def _best(self, order: Order, units: list[Picture]) -> tuple[list[Picture], list[float | None]]:
+        """The order's n pictures; with best_of, those that the reward scorer likes best, best first."""
+        if order.best_of is None:
+            return units, [None] * len(units)
+        images_BCHW = torch.stack([torch.from_numpy(_drawn(unit)).permute(2, 0, 1).float() / 255 for unit in units])
+        prompts = [unit.prompt for unit in units]
+        assert self.scorer is not None  # asked for before anything was drawn
+        try:
+            found = await asyncio.to_thread(self.scorer.score, prompts=prompts, images_BCHW=images_BCHW)
+        except ResourceError as error:
+            raise Refused(f"best_of: {error}", status=503, code="no_scorer", param="best_of", retry_after=5) from None
+        scores = found.calibrated_B.tolist()
+        best = sorted(range(len(units)), key=lambda at: -scores[at])[: order.n]
+        return [units[at] for at in best], [scores[at] for at in best]
 
     # Protocols
 

@@ -55,6 +55,11 @@ class DiffusionSettings(BaseModel):
     )
     updates_per_rollout: int = Field(1, description="passes over the pictures of a rollout", ge=1, le=16)
 
+    reward_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="a reward scorer that serves this run's reward adapter; none: scored in this process",
+    )
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="who reduces gradients and steps; the results are the same"
     )
@@ -180,6 +185,8 @@ class DiffusionSettings(BaseModel):
             raise ValueError(
                 "trainer refl makes one step per rollout: set batch to all of it, updates_per_rollout to 1"
             )
+        if self.reward_url is not None:
+            raise ValueError("reward_url with trainer refl: a server passes no gradient; leave it out")
         if self.feature == "hook" or self.reward_image != "final" or self.multi_round_weight or self.round_discount:
             raise ValueError(
                 "trainer refl: allowed are feature probe or latent, reward_image final, multi_round_weight 0, "

@@ -55,11 +55,18 @@ def run(config: DiffusionSettings, *, inputs: dict[str, Path], output: Path, pro
     return StageResult(output=output, metrics=metrics)
 
 
-def reward_function(adapter: Path, *, device: torch.device) -> RewardFunction:
-    """The trained reward model's calibrated score."""
+def reward_function(folder: Path, *, device: torch.device, url: str | None = None) -> RewardFunction:
+    """The calibrated score of the reward model in `folder`, computed here or by the scorer at `url` that serves it."""
+    from vca.reward import adapter
+    from vca.reward.remote import RemoteScorer
     from vca.reward.scorer import RewardScorer
 
-    scorer = RewardScorer.load(adapter, device=str(device))
+    scorer: RewardScorer | RemoteScorer
+    if url is None:
+        scorer = RewardScorer.load(folder, device=str(device))
+    else:
+        scorer = RemoteScorer(url)
+        scorer.check(adapter_digest=adapter.verify(folder)["files"]["adapter_model.safetensors"])
 
     def calibrated(*, prompts: Sequence[str], images_BCHW: Tensor) -> Tensor:
         return scorer.score(prompts=list(prompts), images_BCHW=images_BCHW).calibrated_B
@@ -92,7 +99,7 @@ def _train(
             pool=config.noise_pool,
             seed=config.seed,
         ),
-        reward=reward_function(inputs["reward"], device=world.device),
+        reward=reward_function(inputs["reward"], device=world.device, url=config.reward_url),
         world=world,
         output=output,
         facts={"data_digest": manifest.digest, "reward_digest": reward_digest},

@@ -29,7 +29,7 @@ from vca.progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
 # What may change between a checkpoint and the run that goes on from it.
-_FREE = {"iterations", "checkpoint_every", "processes"}
+_FREE = {"iterations", "checkpoint_every", "processes", "reward_url"}
 
 
 class Trainer:

@@ -1,0 +1,39 @@
+"""Servers that the tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving_process import Running, make_policy, make_reward, start
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reward(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="session")
+def generator(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = start("generator", f"--policy={policy_folder}", log=tmp_path_factory.mktemp("logs") / "generator.log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
+
+
+@pytest.fixture(scope="session")
+def scorer(reward_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = start("scorer", f"--reward={reward_folder}", log=tmp_path_factory.mktemp("logs") / "scorer.log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
