@@ -7,12 +7,11 @@ import binascii
 import io
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from serving.drawing import Pixels
 from serving.refusal import Refused
-from vca.data.images import BadImage, open_rgb
+from vca.data.images import BadImage, fitted, open_rgb
 from vca.service import ServingSettings
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -47,9 +46,7 @@ def open_picture(data: bytes, *, size: int, limits: ServingSettings, param: str 
     except BadImage as error:
         status, code = (413, "image_too_large") if error.reason == "image_too_large" else (422, "invalid_image")
         raise Refused(f"{param}: {error}; PNG, JPEG and WebP are read", status=status, code=code, param=param) from None
-    if image.size != (size, size):
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=(255, 255, 255))
-    return np.array(image)
+    return fitted(image, size=size)
 
 
 def encode(pixels: Pixels, kind: str, quality: int) -> bytes:

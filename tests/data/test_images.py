@@ -9,9 +9,9 @@ import pytest
 from data_layouts import image_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vca.data.images import BadImage, decode, open_rgb, sharpness, store
+from vca.data.images import BadImage, decode, fitted, open_rgb, sharpness, store
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -131,3 +131,16 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     ]
     assert sharpness(grey) == pytest.approx(np.var(laplacian), rel=1e-4)
     assert sharpness(np.full((9, 9), 77, dtype=np.uint8)) == 0
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.sampled_from([8, 64, 65]))
+def test_fitting_keeps_the_whole_picture_in_the_middle_of_white(width: int, height: int, size: int) -> None:
+    """As Pillow's own `pad` does it, where that can."""
+    image = Image.new("RGB", (width, height), (10, 200, 30))
+    found = fitted(image, size=size)
+    assert found.shape == (size, size, 3)
+    if round(min(width, height) / max(width, height) * size) >= 1:
+        expected = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=(255, 255, 255))
+        assert np.array_equal(found, np.array(expected))
+    else:
+        assert (found == (10, 200, 30)).all(-1).sum() == size

@@ -107,10 +107,22 @@ def encode(image: Image.Image) -> bytes:
 
 def decode(data: bytes, *, size: int) -> np.ndarray:
     """[size, size, 3] uint8 RGB: the whole picture, fitted into a white square. Errors: BadImage."""
-    image = open_rgb(data, max_pixels=MAX_PIXELS, fit=size).image
-    if image.size != (size, size):
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=(255, 255, 255))
-    return np.array(image)
+    return fitted(open_rgb(data, max_pixels=MAX_PIXELS, fit=size).image, size=size)
+
+
+def fitted(image: Image.Image, *, size: int) -> np.ndarray:
+    """[size, size, 3] uint8: the whole RGB picture in the middle of a white square; its thinner side is 1 px at least.
+
+    Pillow's own `pad` refuses pictures more than twice as thin as the square is wide.
+    """
+    if image.size == (size, size):
+        return np.array(image)
+    longer = max(image.size)
+    width, height = (max(1, round(side / longer * size)) for side in image.size)
+    canvas = Image.new("RGB", (size, size), (255, 255, 255))
+    place = round((size - width) * 0.5), round((size - height) * 0.5)
+    canvas.paste(image.resize((width, height), Image.Resampling.LANCZOS), place)
+    return np.array(canvas)
 
 
 def sharpness(grey: np.ndarray) -> float:
