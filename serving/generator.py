@@ -34,6 +34,7 @@ from vca.monitoring import metrics
 from vca.refine.refiner import Refinement, Refiner, fit, token_counter
 from vca.refine.words import split_parts
 from vca.reward.remote import RemoteScorer
+from vca.safety import checker as safety
 from vca.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Generator(VcaModel):
         self.base: StableDiffusion
         self.release: Release
         self.refiner: Refiner
+        self.checker: safety.Checker
         self.device: Device[Picture]
         url = self.settings.scorer_url
         self.scorer = None if url is None else RemoteScorer(url, timeout_s=self.settings.deadline_s, retries=1)
@@ -108,6 +110,7 @@ class Generator(VcaModel):
         )
         self.release = untrained(self.base) if self.policy is None else open_release(self.base, self.policy)
         self.refiner = Refiner(settings=self.everything.refine, count_tokens=token_counter(self.base.tokenizer))
+        self.checker = safety.load(self.settings.safety)
         self.device = Device(name=NAME, advance=advance, batch=self.settings.batch, queue=self.settings.queue)
 
     async def warm_up(self) -> None:
@@ -167,6 +170,8 @@ class Generator(VcaModel):
             raise Refused("best_of: no reward scorer is configured here (serving.scorer_url)", param="best_of")
         before = self._before(order)
         refinement = await asyncio.to_thread(self._refined, order, before)
+        for words in (order.prompt, refinement.refined_prompt):
+            self._allow("prompt", self.checker.check_prompt(words))
         previous = await self._previous(order, before)
         seed = order.first_seed()
         asked = {
@@ -189,6 +194,8 @@ class Generator(VcaModel):
             _send_previews(units[0], number=previews, to=on_preview)
         await on_device(self.device, units)
         units = await self._not_flat(units)
+        for verdict in await asyncio.to_thread(self.checker.check_images, [_drawn(unit) for unit in units]):
+            self._allow("image", verdict)
         metrics.PICTURES.labels(NAME, release.name).inc(len(units))
         units, scores = await self._best(order, units)
         pictures = [
@@ -208,6 +215,18 @@ class Generator(VcaModel):
             notice=refinement.notice,
             cut=refinement.truncated,
         )
+
+    def _allow(self, stage: str, verdict: safety.Verdict) -> None:
+        """Raises Refused for what the safety filter hides; what it could not judge is hidden too."""
+        metrics.SAFETY.labels(NAME, stage, verdict.reason or "allowed").inc()
+        if verdict.reason == "unknown":
+            raise Refused(f"{stage}: {verdict.message}; try again later", status=503, code="unchecked", retry_after=5)
+        if not verdict.allowed:
+            raise Refused(f"{stage}: {verdict.message}; say it in other words", code="moderation_blocked", param=stage)
+
+    def may_show(self, pixels: Pixels) -> bool:
+        """Whether a preview passes the safety filter."""
+        return self.checker.check_images([pixels])[0].allowed
 
     def finish(self, pixels: Pixels, call: Call, kind: str = "png", quality: int = 100) -> bytes:
         """The file that a caller gets."""

@@ -292,6 +292,8 @@ async def _events(generator: Generator, order: Order, call: Call, form: _Form, *
     try:
         number = 0
         while (pixels := await previews.get()) is not None:
+            if not await asyncio.to_thread(generator.may_show, pixels):
+                continue
             data = await asyncio.to_thread(encode, pixels, form.format, form.quality)
             event = _event(f"{kind}.partial_image", data, generator, form)
             yield _line({**event, "partial_image_index": number})

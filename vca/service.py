@@ -6,6 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vca.safety.settings import SafetySettings
+
 
 class ServingSettings(BaseModel):
     """Limits and defaults of the generator and the reward scorer."""
@@ -33,6 +35,7 @@ class ServingSettings(BaseModel):
     strength: float = Field(0.8, description="share of a picture that an edit re-draws by default", gt=0, le=1)
 
     dialogues_mb: int = Field(256, description="memory for what dialogues drew last, MB", ge=1)
+    safety: SafetySettings = Field(default_factory=SafetySettings, description="which prompts and pictures are hidden")
     scorer_url: str | None = Field(
         None, pattern=r"^https?://", description="the reward scorer that best_of asks; none: best_of is refused"
     )

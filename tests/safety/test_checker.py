@@ -134,7 +134,7 @@ def test_prompts(strict: Checker, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_off_checks_prompts_only() -> None:
-    checker = load(SafetySettings(profile="development", classifier="off"))
+    checker = load(SafetySettings(profile="development", classifier="none"))
     assert checker.check_images([GREY, GREY]) == [Verdict(reason=None)] * 2
     assert checker.check_prompt("porn").reason == "blocked_prompt"
 
@@ -142,7 +142,7 @@ def test_off_checks_prompts_only() -> None:
 def test_a_list_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("[always]\ncow\n")
-    checker = load(SafetySettings(profile="development", classifier="off", blocked_words=file))
+    checker = load(SafetySettings(profile="development", classifier="none", blocked_words=file))
     assert [checker.check_prompt(text).allowed for text in ("cow", "porn")] == [False, True]
     with pytest.raises(ArtifactError, match="nowhere"):
         load(SafetySettings(blocked_words=tmp_path / "nowhere"))

@@ -16,12 +16,12 @@ def test_the_defaults_check_pictures_for_people() -> None:
 
 def test_production_needs_a_classifier() -> None:
     with pytest.raises(SettingsError, match=r"safety\.classifier: got 'off'.*allowed: 'open_nsfw', 'stable_diffusion'"):
-        SafetySettings(classifier="off")
-    assert SafetySettings(classifier="off", profile="development").classifier == "off"
+        SafetySettings(classifier="none")
+    assert SafetySettings(classifier="none", profile="development").classifier == "none"
 
 
 @pytest.mark.parametrize(
-    ("classifier", "location"), [("stable_diffusion", None), ("open_nsfw", "some/where"), ("off", "some/where")]
+    ("classifier", "location"), [("stable_diffusion", None), ("open_nsfw", "some/where"), ("none", "some/where")]
 )
 def test_a_location_goes_with_stable_diffusion(classifier: str, location: str | None) -> None:
     with pytest.raises(SettingsError, match=r"safety\.location: got"):

@@ -103,7 +103,7 @@ def _is_picture(image: Pixels) -> bool:
 
 
 def _classifier(settings: SafetySettings) -> Classifier | None:
-    if settings.classifier == "off":
+    if settings.classifier == "none":
         return None
     if settings.classifier == "open_nsfw":
         return OpenNsfw(threshold=settings.image_threshold)

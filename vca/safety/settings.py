@@ -16,11 +16,11 @@ class SafetySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     profile: Literal["development", "production"] = Field(
-        "production", description="production: people use it, so the classifier can't be off"
+        "production", description="production: people use it, so the classifier can't be none"
     )
-    classifier: Literal["off", "open_nsfw", "stable_diffusion"] = Field(
+    classifier: Literal["none", "open_nsfw", "stable_diffusion"] = Field(
         "open_nsfw",
-        description="off: pictures aren't checked; open_nsfw: Yahoo's network, comes with the extra `serve`; "
+        description="none: pictures aren't checked; open_nsfw: Yahoo's network, comes with the extra `serve`; "
         "stable_diffusion: the checker of Stable Diffusion 1, from `location`",
     )
     image_threshold: float = Field(
@@ -37,9 +37,9 @@ class SafetySettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_check(self) -> SafetySettings:
-        if self.profile == "production" and self.classifier == "off":
+        if self.profile == "production" and self.classifier == "none":
             raise SettingsError(
-                "safety.classifier: got 'off' with safety.profile 'production'; "
+                "safety.classifier: got 'none' with safety.profile 'production'; "
                 "allowed: 'open_nsfw', 'stable_diffusion' (or profile 'development')"
             )
         if (self.classifier == "stable_diffusion") != (self.location is not None):
