@@ -74,6 +74,29 @@ def run_command(
     runner.load()(preset=preset, overrides=[*overrides_of(settings), *sets], output=output, say=print)
 
 
+@app.command("serve")
+def serve_command(
+    run: Annotated[Path, typer.Option(help="Run whose adapters serve.")] = Path("runs/latest"),
+    policy: Annotated[Path | None, typer.Option(help="Policy adapter instead of the run's.")] = None,
+    reward: Annotated[Path | None, typer.Option(help="Reward adapter instead of the run's.")] = None,
+    port: Annotated[int, typer.Option(help="First of four ports.", min=1, max=65532)] = 8080,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Serve a run's generator and reward scorer on this machine."""
+    from importlib.metadata import entry_points
+
+    from vca.settings import load, overrides_of
+
+    load(preset=preset, file=settings, overrides=sets)
+    server = next(iter(entry_points(group="vca.servers", name="local")), None)
+    if server is None:
+        raise SettingsError("no model servers are installed; install the project with its extra `serve`")
+    every = [*overrides_of(settings), *sets]
+    server.load()(run=run, policy=policy, reward=reward, preset=preset, sets=every, port=port, say=print)
+
+
 @app.command("data")
 def data_command(output: Output, preset: Preset = "local", settings: File = None, sets: Sets = []) -> None:  # noqa: B006
     """Prepare the data set: sources, filters, negatives, split, shards, manifest."""

@@ -1,0 +1,100 @@
+"""`vca serve`: the generator and the reward scorer of a run on this machine, a process each, as on the cluster."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vca.errors import ArtifactError, ResourceError
+
+
+@dataclass(kw_only=True)
+class Served:
+    """A server's process, its model and where it listens."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    url: str
+    grpc: str
+
+    def ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/v2/models/{self.name}/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+def serve(
+    *,
+    run: Path,
+    policy: Path | None,
+    reward: Path | None,
+    preset: str,
+    sets: list[str],
+    port: int,
+    say: Callable[[str], None],
+) -> None:
+    """Start both servers and wait until SIGTERM or Ctrl-C, or until one ends by itself.
+
+    run: a run's folder, whose adapters serve where none are named. port: the first of four. Raises ArtifactError
+    without adapters to serve, ResourceError where a server ends.
+    """
+    policy, reward = policy or _part(run, "evaluation/policy"), reward or _part(run, "reward")
+    if policy is None and reward is None:
+        raise ArtifactError(
+            f"{run} holds no policy and no reward model; run `vca run` first, or give --policy and --reward"
+        )
+    told: list[int] = []
+    before = {sig: signal.signal(sig, lambda number, _: told.append(number)) for sig in (signal.SIGTERM, signal.SIGINT)}
+    common = [f"--preset={preset}", *(f"--set={one}" for one in sets), "--with_parent"]
+    servers: list[Served] = []
+    try:
+        if reward is not None:
+            servers.append(_start("scorer", [f"--reward={reward}", *common], port=port + 2))
+            common = [*common, f"--set=serving.scorer_url={servers[0].url}"]
+        if policy is not None:
+            servers.append(_start("generator", [f"--policy={policy}", *common], port=port))
+        say(f"starting {' and '.join(one.name for one in servers)}; this takes some seconds")
+        waiting = list(servers)
+        while not told:
+            for one in servers:
+                if (code := one.process.poll()) is not None:
+                    raise ResourceError(f"{one.name} ended with exit code {code}; its last line above says why")
+            for one in [one for one in waiting if one.ready()]:
+                waiting.remove(one)
+                say(f"{one.name} is ready: {one.url} (gRPC {one.grpc})")
+                if not waiting:
+                    say("docs/clients.md says how to talk to them; Ctrl-C stops them")
+            time.sleep(0.2)
+        say("stopping: what is under way is finished first")
+    finally:
+        for one in servers:
+            one.process.terminate()
+        for one in servers:
+            one.process.wait()
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+
+
+def _part(run: Path, name: str) -> Path | None:
+    folder = run / name
+    return folder if (folder / "adapter.json").is_file() else None
+
+
+def _start(server: str, arguments: list[str], *, port: int) -> Served:
+    command = [sys.executable, "-m", "serving", server, f"--http_port={port}", f"--grpc_port={port + 1}", *arguments]
+    return Served(
+        name={"generator": "vca-generator", "scorer": "vca-reward"}[server],
+        # a group of its own: Ctrl-C is ours to pass on, so that what is under way is finished
+        process=subprocess.Popen(command, start_new_session=True),
+        url=f"http://127.0.0.1:{port}",
+        grpc=f"127.0.0.1:{port + 1}",
+    )
