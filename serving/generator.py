@@ -31,6 +31,9 @@ from serving.rows import instance_of, rows_of, texts
 from vca.errors import ArtifactError, ResourceError
 from vca.models.stable_diffusion import StableDiffusion, load_pipeline
 from vca.monitoring import metrics
+from vca.provenance.credentials import Facts
+from vca.provenance.keys import Keys
+from vca.provenance.stamp import Stamp
 from vca.refine.refiner import Refinement, Refiner, fit, token_counter
 from vca.refine.words import split_parts
 from vca.reward.remote import RemoteScorer
@@ -95,6 +98,7 @@ class Generator(VcaModel):
         self.release: Release
         self.refiner: Refiner
         self.checker: safety.Checker
+        self.stamp: Stamp | None = None
         self.device: Device[Picture]
         url = self.settings.scorer_url
         self.scorer = None if url is None else RemoteScorer(url, timeout_s=self.settings.deadline_s, retries=1)
@@ -111,6 +115,9 @@ class Generator(VcaModel):
         self.release = untrained(self.base) if self.policy is None else open_release(self.base, self.policy)
         self.refiner = Refiner(settings=self.everything.refine, count_tokens=token_counter(self.base.tokenizer))
         self.checker = safety.load(self.settings.safety)
+        if (folder := self.settings.keys) is not None:
+            signs, marks = self.settings.credentials, self.settings.watermark
+            self.stamp = Stamp.of(Keys.load(folder), sign=signs, watermark=marks)
         self.device = Device(name=NAME, advance=advance, batch=self.settings.batch, queue=self.settings.queue)
 
     async def warm_up(self) -> None:
@@ -229,8 +236,11 @@ class Generator(VcaModel):
         return self.checker.check_images([pixels])[0].allowed
 
     def finish(self, pixels: Pixels, call: Call, kind: str = "png", quality: int = 100) -> bytes:
-        """The file that a caller gets."""
-        return encode(pixels, kind, quality)
+        """The file that a caller gets, marked and signed."""
+        if self.stamp is None:
+            return encode(pixels, kind, quality)
+        data = encode(self.stamp.mark(pixels, release=call.release), kind, quality)
+        return self.stamp.sign(data, facts=Facts(release=call.release, request_id=call.request_id, model=NAME))
 
     def _picture(self, release: Release, *, prompt: str, seed: int, **changed: Any) -> Picture:
         usual = {"steps": self.settings.steps, "guidance": self.settings.guidance, "strength": self.settings.strength}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vca.errors import ArtifactError, ResourceError
+from vca.provenance.keys import create
 
 
 @dataclass(kw_only=True)
@@ -52,6 +53,11 @@ def serve(
         raise ArtifactError(
             f"{run} holds no policy and no reward model; run `vca run` first, or give --policy and --reward"
         )
+    if not any(one.startswith("serving.keys=") for one in sets):
+        if not (keys := run.parent / ".keys").exists():
+            say(f"making keys for development in {keys}; pictures are signed and marked with them (vca verify)")
+            create(keys)
+        sets = [*sets, f"serving.keys={keys}"]
     told: list[int] = []
     before = {sig: signal.signal(sig, lambda number, _: told.append(number)) for sig in (signal.SIGTERM, signal.SIGINT)}
     common = [f"--preset={preset}", *(f"--set={one}" for one in sets), "--with_parent"]

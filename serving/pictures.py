@@ -52,8 +52,10 @@ def open_picture(data: bytes, *, size: int, limits: ServingSettings, param: str 
 def encode(pixels: Pixels, kind: str, quality: int) -> bytes:
     """A file of format `kind` (of FORMATS); quality 0 to 100 for JPEG and WebP, whose 100 is lossless."""
     out = io.BytesIO()
-    options: dict[str, Any] = {"jpeg": {"quality": max(1, min(quality, 95)), "subsampling": 0}}.get(kind, {})
-    if kind == "webp":
-        options = {"lossless": quality == 100, "quality": quality}
-    Image.fromarray(pixels).save(out, FORMATS[kind], **options)
+    options: dict[str, dict[str, Any]] = {
+        "png": {"compress_level": 1},  # a third of the time, a fifth more bytes
+        "jpeg": {"quality": max(1, min(quality, 95)), "subsampling": 0},
+        "webp": {"lossless": quality == 100, "quality": quality},
+    }
+    Image.fromarray(pixels).save(out, FORMATS[kind], **options[kind])
     return out.getvalue()

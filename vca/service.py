@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,13 +36,28 @@ class ServingSettings(BaseModel):
     strength: float = Field(0.8, description="share of a picture that an edit re-draws by default", gt=0, le=1)
 
     dialogues_mb: int = Field(256, description="memory for what dialogues drew last, MB", ge=1)
-    safety: SafetySettings = Field(default_factory=SafetySettings, description="which prompts and pictures are hidden")
+    safety: SafetySettings = Field(
+        default_factory=lambda: SafetySettings(profile="development"),
+        description="which prompts and pictures are hidden",
+    )
+    keys: Path | None = Field(
+        None,
+        description="folder of the keys that pictures are signed and marked with (`vca keys`); none: they are not, "
+        "which safety.profile production refuses",
+    )
+    credentials: bool = Field(True, description="sign pictures with `keys` (C2PA)")
+    watermark: bool = Field(True, description="mark pictures with `keys`, invisibly")
     scorer_url: str | None = Field(
         None, pattern=r"^https?://", description="the reward scorer that best_of asks; none: best_of is refused"
     )
 
     @model_validator(mode="after")
     def _combination(self) -> Self:
+        if self.safety.profile == "production" and self.keys is None and (self.credentials or self.watermark):
+            raise ValueError(
+                "serving.keys is missing, and serving.safety.profile is production: give the folder of your keys, or "
+                "set credentials and watermark to false"
+            )
         if self.steps > self.max_steps:
             raise ValueError(f"serving.steps {self.steps} is above serving.max_steps {self.max_steps}; raise max_steps")
         if self.guidance > self.max_guidance:

@@ -118,6 +118,11 @@ def test_a_filter_that_can_not_load_keeps_the_server_from_starting(broken_weight
 
 
 def test_production_has_no_filter_that_is_none(tmp_path: Path) -> None:
-    running = start("generator", "--set=serving.safety.classifier=none", log=tmp_path / "log")
+    running = start(
+        "generator",
+        "--set=serving.safety.classifier=none",
+        "--set=serving.safety.profile=production",
+        log=tmp_path / "log",
+    )
     assert running.process.wait(120) == 2
     assert "allowed: 'open_nsfw'" in running.log.read_text().splitlines()[-1]
