@@ -36,10 +36,7 @@ class ServingSettings(BaseModel):
     strength: float = Field(0.8, description="share of a picture that an edit re-draws by default", gt=0, le=1)
 
     dialogues_mb: int = Field(256, description="memory for what dialogues drew last, MB", ge=1)
-    safety: SafetySettings = Field(
-        default_factory=lambda: SafetySettings(profile="development"),
-        description="which prompts and pictures are hidden",
-    )
+    safety: SafetySettings = Field(default_factory=SafetySettings, description="which prompts and pictures are hidden")
     keys: Path | None = Field(
         None,
         description="folder of the keys that pictures are signed and marked with (`vca keys`); none: they are not, "

@@ -16,7 +16,7 @@ class SafetySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     profile: Literal["development", "production"] = Field(
-        "production", description="production: people use it, so the classifier can't be none"
+        "development", description="production: people use it, so the classifier can't be none"
     )
     classifier: Literal["none", "open_nsfw", "stable_diffusion"] = Field(
         "open_nsfw",
