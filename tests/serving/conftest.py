@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 from serving_process import Running, make_policy, make_reward, start
 
+QUICK = {"test_device", "test_tensors"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever starts a server takes its time."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem not in QUICK:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
