@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from serving.model import REQUEST_ID, request_id
+from serving.model import RELEASE, REQUEST_ID, request_id
 from serving.refusal import Refused
 
 Message = MutableMapping[str, Any]
@@ -25,10 +25,10 @@ _STATUS = {413: "body_too_large", 415: "unsupported_encoding", 408: "too_slow"}
 
 
 class Guard:
-    """An ASGI application around another one. limit: bytes of a request's body."""
+    """An ASGI application around another one. limit: bytes of a request's body. release: who answers now."""
 
-    def __init__(self, app: Application, *, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: Application, *, limit: int, release: Callable[[], str]) -> None:
+        self.app, self.limit, self.release = app, limit, release
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,6 +43,8 @@ class Guard:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept = [pair for pair in message.get("headers", []) if pair[0].lower() != REQUEST_ID.encode()]
+                if not any(pair[0].lower() == RELEASE.encode() for pair in kept):  # a refusal, or a probe
+                    kept.append((RELEASE.encode(), self.release().encode()))
                 message["headers"] = [*kept, (REQUEST_ID.encode(), name.encode())]
             await send(message)
 

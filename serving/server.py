@@ -93,7 +93,12 @@ class Server(ModelServer):  # type: ignore[misc]
 
 class _Rest(RESTServer):  # type: ignore[misc]
     def __init__(self, server: Server) -> None:
-        guarded: Any = Guard(app, limit=server.settings.max_body_mb * 1_000_000)
+        model = server.model
+        guarded: Any = Guard(
+            app,
+            limit=server.settings.max_body_mb * 1_000_000,
+            release=lambda: model.release_name if model.ready else "none",
+        )
         super().__init__(
             guarded,
             server.dataplane,

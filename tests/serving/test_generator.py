@@ -30,6 +30,15 @@ def draw(generator: Running, **order: Any) -> dict[str, Any]:
     return dict(answer)
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/nowhere", "/v2/models/nobody", "/openai/v1/models"])
+def test_every_response_names_request_and_release(generator: Running, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", generator.http, timeout=60)
+    connection.request("GET", path, headers={"X-Request-Id": "mine"})
+    answer = connection.getresponse()
+    assert answer.headers.get_all("x-request-id") == ["mine"]
+    assert answer.headers["x-vca-release"].startswith("policy-")
+
+
 def test_an_answer_says_what_was_drawn_by_whom_and_from_which_noise(generator: Running) -> None:
     status, body = generator.post(GENERATIONS, {"prompt": "red heart", "seed": 7, "n": 2}, X_Request_Id="my-id:1")
     assert status == 200
