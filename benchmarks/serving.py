@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serving"))
-from serving_process import Running, make_reward, start
+from serving_process import Running, make_reward, serving
 
 GENERATIONS = "/openai/v1/images/generations"
 BARE = ["--set=serving.safety.profile=development", "--set=serving.safety.classifier=none"]
@@ -46,14 +46,8 @@ CALLERS, TURNS, PER_TURN = 16, 5, 64
 
 @contextmanager
 def server(kind: str, *arguments: str) -> Iterator[Running]:
-    with tempfile.TemporaryDirectory() as folder:
-        running = start(kind, *arguments, log=Path(folder) / "log")
-        try:
-            running.wait()
-            yield running
-        finally:
-            running.process.kill()
-            running.process.wait()
+    with tempfile.TemporaryDirectory() as folder, serving(kind, *arguments, log=Path(folder) / "log") as running:
+        yield running
 
 
 class Client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from vca.cli import guard
 from vca.settings import Settings, load
@@ -41,7 +42,7 @@ def serve(given: argparse.Namespace, settings: Settings, *, born: float) -> None
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     routes = {}
-    model: VcaModel
+    model: VcaModel[Any]
     if given.server == "generator":
         from serving import openai_images
         from serving.generator import Generator

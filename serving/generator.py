@@ -1,6 +1,6 @@
 """The generator: pictures from words, and the next round from a picture and feedback.
 
-    python -m serving.generator --policy FOLDER --http_port 8080 --grpc_port 8081
+    python -m serving generator --policy FOLDER --http_port 8080 --grpc_port 8081
 
 Protocols are thin: each makes an `Order` of what was sent and writes down the `Drawn` that come back.
 """
@@ -22,7 +22,7 @@ from serving import tensors
 from serving.device import Device
 from serving.dialogues import Dialogues, Round
 from serving.drawing import Picture, Pixels, advance
-from serving.model import Answer, Call, Tensors, VcaModel, on_device, together
+from serving.model import Call, TensorSpec, VcaModel, on_device, together
 from serving.order import SEEDS, Order
 from serving.pictures import encode, open_picture
 from serving.refusal import Refused
@@ -68,26 +68,26 @@ class Result:
     cut: tuple[str, ...]
 
 
-class Generator(VcaModel):
+class Generator(VcaModel[Release]):
     """Serves the policy in `policy`, or the untrained base where there is none."""
 
     inputs = (
-        Tensors(name="prompt", datatype="BYTES", shape=[-1]),
-        Tensors(name="image", datatype="BYTES", shape=[-1]),
-        Tensors(name="previous_prompt", datatype="BYTES", shape=[-1]),
-        Tensors(name="dialogue_id", datatype="BYTES", shape=[-1]),
-        Tensors(name="round", datatype="INT32", shape=[-1]),
-        Tensors(name="seed", datatype="INT64", shape=[-1]),
-        Tensors(name="steps", datatype="INT32", shape=[-1]),
-        Tensors(name="guidance", datatype="FP32", shape=[-1]),
-        Tensors(name="strength", datatype="FP32", shape=[-1]),
-        Tensors(name="refine", datatype="BOOL", shape=[-1]),
+        TensorSpec(name="prompt", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="image", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="previous_prompt", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="dialogue_id", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="round", datatype="INT32", shape=[-1]),
+        TensorSpec(name="seed", datatype="INT64", shape=[-1]),
+        TensorSpec(name="steps", datatype="INT32", shape=[-1]),
+        TensorSpec(name="guidance", datatype="FP32", shape=[-1]),
+        TensorSpec(name="strength", datatype="FP32", shape=[-1]),
+        TensorSpec(name="refine", datatype="BOOL", shape=[-1]),
     )
     outputs = (
-        Tensors(name="image", datatype="BYTES", shape=[-1]),
-        Tensors(name="prompt", datatype="BYTES", shape=[-1]),
-        Tensors(name="seed", datatype="INT64", shape=[-1]),
-        Tensors(name="dialogue_id", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="image", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="prompt", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="seed", datatype="INT64", shape=[-1]),
+        TensorSpec(name="dialogue_id", datatype="BYTES", shape=[-1]),
     )
     as_text: ClassVar[Mapping[str, Callable[[bytes], str]]] = {"image": lambda data: base64.b64encode(data).decode()}
 
@@ -95,15 +95,12 @@ class Generator(VcaModel):
         super().__init__(NAME, settings=settings.serving)
         self.everything, self.policy, self.place = settings, policy, device
         self.base: StableDiffusion
-        self.release: Release
         self.refiner: Refiner
         self.checker: safety.Checker
         self.stamp: Stamp | None = None
-        self.device: Device[Picture]
         url = self.settings.scorer_url
         self.scorer = None if url is None else RemoteScorer(url, timeout_s=self.settings.deadline_s, retries=1)
         self.dialogues = Dialogues(limit=self.settings.dialogues_mb * 1_000_000)
-        self._swapping = asyncio.Lock()
 
     # What it is
 
@@ -112,7 +109,7 @@ class Generator(VcaModel):
         self.base = load_pipeline(
             base, device=self.place, dtype=torch.float32 if self.place == "cpu" else torch.bfloat16
         )
-        self.release = untrained(self.base) if self.policy is None else open_release(self.base, self.policy)
+        self.release = self.open_release()
         self.refiner = Refiner(settings=self.everything.refine, count_tokens=token_counter(self.base.tokenizer))
         self.checker = safety.load(self.settings.safety)
         if (folder := self.settings.keys) is not None:
@@ -120,19 +117,15 @@ class Generator(VcaModel):
             self.stamp = Stamp.of(Keys.load(folder), sign=signs, watermark=marks)
         self.device = Device(name=NAME, advance=advance, batch=self.settings.batch, queue=self.settings.queue)
 
-    async def warm_up(self) -> None:
-        await self._try(self.release)
+    def open_release(self) -> Release:
+        return untrained(self.base) if self.policy is None else open_release(self.base, self.policy)
 
-    async def _try(self, release: Release) -> None:
-        """One picture that nobody sees. Raises ArtifactError where none comes out."""
+    async def try_release(self, release: Release) -> None:
+        """Draw one picture that nobody sees."""
         picture = self._picture(release, prompt="a picture", seed=0)
         await self.device.run([picture])
         if picture.latents_CHW is None or not bool(picture.latents_CHW.isfinite().all()):
             raise ArtifactError(f"release {release.name} draws nothing but noise; train it again")
-
-    @property
-    def release_name(self) -> str:
-        return self.release.name
 
     def facts(self) -> dict[str, str]:
         card = self.release.facts
@@ -145,27 +138,6 @@ class Generator(VcaModel):
             if key in card:
                 facts[{"watermark": "data_watermark"}.get(key, key)] = str(card[key])
         return facts
-
-    async def swap(self) -> str:
-        if not self.ready or self.policy is None:
-            raise Refused("there is no policy folder to read again; start the server with --policy")
-        async with self._swapping:
-            try:
-                new = await asyncio.to_thread(open_release, self.base, self.policy)
-                await self._try(new)
-            except ArtifactError as error:
-                metrics.SWAPS.labels(NAME, "refused").inc()
-                raise Refused(f"{error}; {self.release.name} goes on serving", code="bad_release") from None
-            old, self.release = self.release, new
-            if new.name != old.name:
-                metrics.RELEASE.labels(NAME, old.name).set(0)
-                metrics.RELEASE.labels(NAME, new.name).set(1)
-            metrics.SWAPS.labels(NAME, "done").inc()
-            logger.info("release %s serves, %s is gone", new.name, old.name)
-            return new.name
-
-    def close(self) -> None:
-        self.device.stop()
 
     # What it does
 
@@ -217,7 +189,7 @@ class Generator(VcaModel):
             pictures=pictures,
             prompt=refinement.refined_prompt,
             dialogue_id=self.dialogues.add(done, after=before, dialogue_id=order.dialogue_id),
-            round=len(before) + 1 if order.image is None else (order.round or 1),
+            round=len(before) + 1,
             release=release.name,
             notice=refinement.notice,
             cut=refinement.truncated,
@@ -239,8 +211,8 @@ class Generator(VcaModel):
         """The file that a caller gets, marked and signed."""
         if self.stamp is None:
             return encode(pixels, kind, quality)
-        data = encode(self.stamp.mark(pixels, release=call.release), kind, quality)
-        return self.stamp.sign(data, facts=Facts(release=call.release, request_id=call.request_id, model=NAME))
+        facts = Facts(release=call.release, request_id=call.request_id, model=NAME)
+        return self.stamp.file(pixels, facts=facts, encode=lambda marked: encode(marked, kind, quality))
 
     def _picture(self, release: Release, *, prompt: str, seed: int, **changed: Any) -> Picture:
         usual = {"steps": self.settings.steps, "guidance": self.settings.guidance, "strength": self.settings.strength}
@@ -248,15 +220,13 @@ class Generator(VcaModel):
 
     def _before(self, order: Order) -> list[Round]:
         """The rounds of this server's own memory that the order goes on from."""
-        if order.dialogue_id is None or order.round == 1:
-            return []
-        return self.dialogues.before(order.dialogue_id, order.round)
+        return [] if order.dialogue_id is None else self.dialogues.before(order.dialogue_id, order.round)
 
     def _refined(self, order: Order, before: Sequence[Round]) -> Refinement:
         """What to draw: the prompt itself in round 1 and where refinement is off or has nothing to go on."""
         previous = before[-1].prompt if before else order.previous_prompt
         if order.refine and order.edits and previous is not None:
-            said = [(done.feedback, done.prompt) for done in before[1:]] or [(text, "") for text in order.history]
+            said = [(done.feedback, done.prompt) for done in before] or [(text, "") for text in order.history]
             return self.refiner.refine(prompt=previous, feedback=order.prompt, history=said)
         parts = split_parts(order.prompt) or [order.prompt.strip()]
         limit = self.everything.refine.max_tokens
@@ -320,21 +290,18 @@ class Generator(VcaModel):
 
     # Protocols
 
-    async def answer(self, request: tensors.Request, call: Call) -> Answer:
+    async def answer(self, request: tensors.Request, call: Call) -> Sequence[tensors.Tensor]:
         orders = [Order.read(row, limits=self.settings) for row in rows_of(request, self.inputs)]
         self._bounded(orders)
         results = await together([self.draw(order, call) for order in orders])
         pictures = [await asyncio.to_thread(self.finish, result.pictures[0].pixels, call) for result in results]
-        return Answer(
-            outputs=[
-                tensors.Tensor(name="image", datatype="BYTES", values=tensors.bytes_array(pictures)),
-                texts("prompt", [result.prompt for result in results]),
-                tensors.Tensor(
-                    name="seed", datatype="INT64", values=np.array([r.pictures[0].seed for r in results], np.int64)
-                ),
-                texts("dialogue_id", [result.dialogue_id for result in results]),
-            ]
-        )
+        seeds = np.array([result.pictures[0].seed for result in results], np.int64)
+        return [
+            tensors.Tensor(name="image", datatype="BYTES", values=tensors.bytes_array(pictures)),
+            texts("prompt", [result.prompt for result in results]),
+            tensors.Tensor(name="seed", datatype="INT64", values=seeds),
+            texts("dialogue_id", [result.dialogue_id for result in results]),
+        ]
 
     async def answer_v1(self, instances: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
         orders = [Order.read(instance_of(instance), limits=self.settings) for instance in instances]

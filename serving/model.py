@@ -11,17 +11,19 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import orjson
 from kserve import InferRequest, Model
 from kserve.errors import ModelNotReady
+from kserve.metrics import PREDICT_HIST_TIME, get_labels
 from kserve.model import InferenceVerb
 
 from serving import tensors
 from serving.device import Busy, Device, Stopping, U
 from serving.refusal import Refused
+from vca.errors import ArtifactError
 from vca.monitoring import metrics
 from vca.service import ServingSettings
 
@@ -47,11 +49,12 @@ class Call:
         seconds = settings.deadline_s
         if asked := found.get(TIMEOUT):
             try:
-                seconds = min(seconds, float(asked))
+                wanted = float(asked)
             except ValueError:
-                seconds = math.nan
-            if not seconds > 0:
+                wanted = math.nan
+            if not wanted > 0:
                 raise Refused(f"X-Request-Timeout {asked[:20]!r}: give seconds above 0")
+            seconds = min(seconds, wanted)
         return cls(request_id=request_id(found.get(REQUEST_ID)), deadline=time.monotonic() + seconds)
 
     def headers(self) -> dict[str, str]:
@@ -64,7 +67,7 @@ def request_id(given: str | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensors:
+class TensorSpec:
     """An input or output of the V2 protocol, as metadata tells it."""
 
     name: str
@@ -75,32 +78,33 @@ class Tensors:
         return {"name": self.name, "datatype": self.datatype, "shape": self.shape}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """outputs of V2; parameters go with them."""
+class Named(Protocol):
+    """A release: what every answer, metric and picture of it carries is its name."""
 
-    outputs: Sequence[tensors.Tensor]
-    parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    @property
+    def name(self) -> str: ...
 
 
-class VcaModel(Model):  # type: ignore[misc]
+R = TypeVar("R", bound=Named)
+
+
+class VcaModel(Model, Generic[R]):  # type: ignore[misc]
     """A KServe model that becomes ready by itself: `open` loads and warms up in a thread while liveness answers."""
 
-    inputs: tuple[Tensors, ...] = ()
-    outputs: tuple[Tensors, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
     as_text: ClassVar[Mapping[str, Callable[[bytes], str]]] = {}
 
     def __init__(self, name: str, *, settings: ServingSettings) -> None:
         super().__init__(name)
         self.settings = settings
+        self.release: R
+        self.device: Device[Any]
+        self._swapping = asyncio.Lock()
         self.born = time.monotonic()
         self.failure: BaseException | None = None
 
     # What a model is
-
-    @property
-    @abstractmethod
-    def release_name(self) -> str: ...
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
@@ -108,25 +112,47 @@ class VcaModel(Model):  # type: ignore[misc]
 
     @abstractmethod
     def open(self) -> None:
-        """Load everything. Runs in a thread of its own."""
+        """Load everything and start the device. Runs in a thread of its own."""
 
     @abstractmethod
-    async def warm_up(self) -> None:
-        """Answer once. Readiness follows."""
+    def open_release(self) -> R:
+        """What lies at the configured place now. Runs in a thread of its own; raises ArtifactError."""
 
     @abstractmethod
-    async def swap(self) -> str:
-        """Serve what lies at the configured place now; the release's name. The old one serves until then, or on."""
+    async def try_release(self, release: R) -> None:
+        """Have it answer once. Raises ArtifactError where nothing sensible comes out."""
 
     @abstractmethod
-    async def answer(self, request: tensors.Request, call: Call) -> Answer: ...
+    async def answer(self, request: tensors.Request, call: Call) -> Sequence[tensors.Tensor]: ...
 
     @abstractmethod
     async def answer_v1(self, instances: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]: ...
 
-    @abstractmethod
+    @property
+    def release_name(self) -> str:
+        return self.release.name
+
+    async def swap(self) -> str:
+        """Serve what lies at the configured place now; the release's name. The old one serves until then, or on."""
+        if not self.ready:
+            raise ModelNotReady(self.name)
+        async with self._swapping:
+            try:
+                new = await asyncio.to_thread(self.open_release)
+                await self.try_release(new)
+            except ArtifactError as error:
+                metrics.SWAPS.labels(self.name, "refused").inc()
+                raise Refused(f"{error}; {self.release_name} goes on serving", code="bad_release") from None
+            metrics.RELEASE.labels(self.name, self.release_name).set(0)
+            self.release = new
+            metrics.RELEASE.labels(self.name, self.release_name).set(1)
+            metrics.SWAPS.labels(self.name, "done").inc()
+            logger.info("%s: release %s serves", self.name, self.release_name)
+            return self.release_name
+
     def close(self) -> None:
         """Finish what is under way."""
+        self.device.stop()
 
     # What KServe asks for
 
@@ -135,7 +161,7 @@ class VcaModel(Model):  # type: ignore[misc]
         try:
             await asyncio.to_thread(self.open)
             marks["warm_up"] = time.monotonic()
-            await self.warm_up()
+            await self.try_release(self.release)
         except BaseException as error:
             self.failure = error
             raise
@@ -191,8 +217,8 @@ class VcaModel(Model):  # type: ignore[misc]
         if isinstance(body, InferRequest):
             self.check_version(body.model_version)
             request = tensors.from_grpc(body)
-            answer = await self.timed("v2-grpc", call, self.answer(request, call))
-            return tensors.to_grpc(answer.outputs, request=request, head=self._head(answer, call)), call.headers()
+            outputs = await self.timed("v2-grpc", call, self.answer(request, call))
+            return tensors.to_grpc(outputs, request=request, head=self._head(call)), call.headers()
         if isinstance(body, bytes):  # KServe leaves a body alone whose Content-Type isn't JSON's, as curl's isn't
             with suppress(orjson.JSONDecodeError):
                 body = orjson.loads(body)
@@ -212,21 +238,20 @@ class VcaModel(Model):  # type: ignore[misc]
         self.check_version(version)
         call = Call.of(headers, settings=self.settings)
         request = tensors.from_rest(body, header_length=headers.get(tensors.HEADER_LENGTH))
-        answer = await self.timed("v2", call, self.answer(request, call))
-        content, found = tensors.to_rest(
-            answer.outputs, request=request, head=self._head(answer, call), as_text=self.as_text
-        )
+        outputs = await self.timed("v2", call, self.answer(request, call))
+        content, found = tensors.to_rest(outputs, request=request, head=self._head(call), as_text=self.as_text)
         return content, {**found, **call.headers()}
 
-    def _head(self, answer: Answer, call: Call) -> dict[str, Any]:
-        parameters = {"request_id": call.request_id, "release": call.release, **answer.parameters}
+    def _head(self, call: Call) -> dict[str, Any]:
+        parameters = {"request_id": call.request_id, "release": call.release}
         return {"model_name": self.name, "model_version": call.release, "parameters": parameters}
 
     async def timed(self, api: str, call: Call, answer: Awaitable[Any]) -> Any:
         """Count and time an answer, whatever becomes of it."""
         started, outcome = time.monotonic(), "failed"
         try:
-            result = await answer
+            with PREDICT_HIST_TIME.labels(**get_labels(self.name)).time():  # KServe's own, which its base class fills
+                result = await answer
             outcome = "ok"
             return result
         except Refused as refusal:
@@ -252,6 +277,8 @@ async def on_device(device: Device[U], units: Sequence[U]) -> None:
         raise Refused(message, status=status, code=code, retry_after=busy.retry_after) from None
     except Stopping as stopping:
         raise Refused(str(stopping), status=503, code="stopping", retry_after=1) from None
+    except Exception:  # its cause is in the log, and no caller's business
+        raise Refused("the device failed; try again later", status=503, code="device_failed", retry_after=5) from None
 
 
 async def together(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

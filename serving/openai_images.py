@@ -49,6 +49,7 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
     "pick": int,
     "best_of": int,
     "partial_images": int,
+    "output_compression": int,
 }
 _NUMBERS |= {"guidance": float, "strength": float}
 _TRUTHS = {"true": True, "false": False}
@@ -235,6 +236,8 @@ def _order_of(fields: Mapping[str, Any], *, edits: bool) -> dict[str, Any]:
         raise Refused("mask: whole pictures are edited; leave it out", param="mask")
     if not edits and "image" in own:
         raise Refused("image: to go on from a picture, call /images/edits", param="image")
+    if not edits and "dialogue_id" in own:
+        raise Refused("dialogue_id: to go on with a dialogue, call /images/edits", param="dialogue_id")
     if edits and "image" not in own and "dialogue_id" not in own:
         raise Refused("image: send the picture to change, or the dialogue_id of its dialogue", param="image")
     if "image" in own:

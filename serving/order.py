@@ -78,12 +78,12 @@ class Order(BaseModel):
         if self.image is None and self.previous_prompt is not None:
             raise Refused("previous_prompt belongs to an image that is sent along", param="previous_prompt")
         if self.dialogue_id is None and (self.round or 1) > 1:
-            raise Refused("round: later rounds need their dialogue_id, or the picture they go on from", param="round")
+            raise Refused("round: later rounds need their dialogue_id", param="round")
 
     @property
     def edits(self) -> bool:
         """Whether this goes on from a picture."""
-        return self.image is not None or (self.dialogue_id is not None and self.round != 1)
+        return self.image is not None or self.dialogue_id is not None
 
     @property
     def drawn(self) -> int:

@@ -1,6 +1,6 @@
 """The reward scorer: how well a picture fits its prompt and people's taste.
 
-    python -m serving.reward_scorer --reward FOLDER --http_port 8082 --grpc_port 8083
+    python -m serving scorer --reward FOLDER --http_port 8082 --grpc_port 8083
 
 Scores are those of vca.reward.scorer, so that training may ask this server instead (vca.reward.remote).
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from serving import tensors
 from serving.device import Device, Unit
-from serving.model import Answer, Call, Tensors, VcaModel, on_device
+from serving.model import Call, TensorSpec, VcaModel, on_device
 from serving.pictures import open_picture, picture_bytes
 from serving.refusal import Refused
 from serving.rows import utf8
@@ -43,13 +43,6 @@ class Release:
     name: str
     scorer: RewardScorer
     marker: dict[str, Any]
-
-
-def open_release(folder: Path, *, device: str) -> Release:
-    """Raises ArtifactError for an adapter that is damaged or of another base."""
-    scorer = RewardScorer.load(folder, device=device)
-    digest = adapter.digest(folder)
-    return Release(name=f"reward-{digest[:12]}", scorer=scorer, marker=adapter.verify(folder))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -77,18 +70,18 @@ def advance(rows: list[Row]) -> None:
             row.done = True
 
 
-class Scorer(VcaModel):
+class Scorer(VcaModel[Release]):
     """Serves the reward adapter in `folder`."""
 
     inputs = (
-        Tensors(name="prompt", datatype="BYTES", shape=[-1]),
-        Tensors(name="image", datatype="BYTES", shape=[-1]),
-        Tensors(name="history", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="prompt", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="image", datatype="BYTES", shape=[-1]),
+        TensorSpec(name="history", datatype="BYTES", shape=[-1]),
     )
     outputs = (
-        Tensors(name="score", datatype="FP32", shape=[-1]),
-        Tensors(name="raw_score", datatype="FP32", shape=[-1]),
-        *(Tensors(name=name, datatype="FP32", shape=[-1]) for name in COMPONENTS),
+        TensorSpec(name="score", datatype="FP32", shape=[-1]),
+        TensorSpec(name="raw_score", datatype="FP32", shape=[-1]),
+        *(TensorSpec(name=name, datatype="FP32", shape=[-1]) for name in COMPONENTS),
     )
 
     def __init__(self, *, settings: Settings, folder: Path, device: str = "cpu") -> None:
@@ -96,31 +89,27 @@ class Scorer(VcaModel):
         self.folder, self.place = folder, device
         # prompts of the reward model have no 77 tokens to fit in; what is counted is words
         self.refiner = Refiner(settings=settings.refine, count_tokens=lambda text: len(text.split()) + 2)
-        self.release: Release
-        self.device: Device[Row]
-        self._swapping = asyncio.Lock()
 
     # What it is
 
     def open(self) -> None:
-        self.release = open_release(self.folder, device=self.place)
+        self.release = self.open_release()
         self.device = Device(
             name=NAME, advance=advance, batch=self.settings.scorer_batch, queue=self.settings.scorer_queue
         )
 
-    async def warm_up(self) -> None:
-        await self._try(self.release)
+    def open_release(self) -> Release:
+        scorer = RewardScorer.load(self.folder, device=self.place)
+        name = f"reward-{adapter.digest(self.folder)[:12]}"
+        return Release(name=name, scorer=scorer, marker=adapter.verify(self.folder))
 
-    async def _try(self, release: Release) -> None:
+    async def try_release(self, release: Release) -> None:
+        """Score a grey picture."""
         size = release.scorer.model.settings.image_size
         row = Row(release=release, prompt="a picture", image_CHW=torch.full((3, size, size), 0.5))
         await self.device.run([row])
         if row.found is None or not all(np.isfinite(value) for value in row.found.values()):
             raise ArtifactError(f"release {release.name} gives scores that are no numbers; train it again")
-
-    @property
-    def release_name(self) -> str:
-        return self.release.name
 
     def facts(self) -> dict[str, str]:
         marker, calibration = self.release.marker, self.release.scorer.calibration
@@ -135,25 +124,6 @@ class Scorer(VcaModel):
             "calibration_s": f"{calibration.s:.9g}",
             "calibration_n": str(calibration.n),
         }
-
-    async def swap(self) -> str:
-        if not self.ready:
-            raise Refused("still loading", status=503, code="not_ready", retry_after=5)
-        async with self._swapping:
-            try:
-                new = await asyncio.to_thread(open_release, self.folder, device=self.place)
-                await self._try(new)
-            except ArtifactError as error:
-                metrics.SWAPS.labels(NAME, "refused").inc()
-                raise Refused(f"{error}; {self.release.name} goes on serving", code="bad_release") from None
-            metrics.RELEASE.labels(NAME, self.release.name).set(0)
-            metrics.RELEASE.labels(NAME, new.name).set(1)
-            metrics.SWAPS.labels(NAME, "done").inc()
-            self.release = new
-            return new.name
-
-    def close(self) -> None:
-        self.device.stop()
 
     # What it does
 
@@ -174,7 +144,7 @@ class Scorer(VcaModel):
         metrics.PICTURES.labels(NAME, release.name).inc(len(found))
         return found
 
-    async def answer(self, request: tensors.Request, call: Call) -> Answer:
+    async def answer(self, request: tensors.Request, call: Call) -> Sequence[tensors.Tensor]:
         for name in request.inputs:
             if name not in ("prompt", "image", "history"):
                 raise Refused(f"unknown input {name[:40]!r}; known are prompt, image, history", param=name[:40])
@@ -189,13 +159,11 @@ class Scorer(VcaModel):
         images = await asyncio.to_thread(self._images, request.inputs["image"], len(prompts))
         found = await self.score(list(zip(prompts, images, strict=True)), call)
         named = [name for name in COMPONENTS if name in request.outputs or request.parameters.get("components") is True]
-        return Answer(
-            outputs=[
-                tensors.Tensor(name=name, datatype="FP32", values=np.array([row[name] for row in found], np.float32))
-                for name in ("score", "raw_score", *named)
-                if name in found[0]
-            ]
-        )
+        return [
+            tensors.Tensor(name=name, datatype="FP32", values=np.array([row[name] for row in found], np.float32))
+            for name in ("score", "raw_score", *named)
+            if name in found[0]
+        ]
 
     async def answer_v1(self, instances: list[dict[str, Any]], call: Call) -> list[dict[str, Any]]:
         rows = []

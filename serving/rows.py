@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from serving import tensors
-from serving.model import Tensors
+from serving.model import TensorSpec
 from serving.pictures import picture_bytes
 from serving.refusal import Refused
 
@@ -22,7 +22,7 @@ def instance_of(instance: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def rows_of(request: tensors.Request, known: Sequence[Tensors]) -> list[dict[str, Any]]:
+def rows_of(request: tensors.Request, known: Sequence[TensorSpec]) -> list[dict[str, Any]]:
     """An order's fields per row of a V2 request; an input of one row counts for all."""
     kinds = {tensor.name: tensor.datatype for tensor in known}
     if "prompt" not in request.inputs:

@@ -55,7 +55,7 @@ class Server(ModelServer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: VcaModel,
+        model: VcaModel[Any],
         *,
         settings: ServingSettings,
         http_port: int,
@@ -130,6 +130,7 @@ class _Rest(RESTServer):  # type: ignore[misc]
         app.add_exception_handler(ModelNotFound, _not_found)
         app.add_exception_handler(RequestValidationError, _invalid)
         app.add_exception_handler(HTTPException, _http)
+        app.add_exception_handler(Exception, _unexpected)
 
 
 def error(request: Request, refusal: Refused) -> Response:
@@ -155,6 +156,12 @@ async def _invalid(request: Request, exc: Any) -> Response:
     return error(request, Refused(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"))
 
 
+async def _unexpected(request: Request, exc: Any) -> Response:
+    """A fault of ours. The log has it, whole; the caller learns that there was one."""
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=exc)
+    return error(request, Refused("an error of this server's own", status=500, code="internal"))
+
+
 async def _http(request: Request, exc: Any) -> Response:
     response = error(request, Refused(str(exc.detail), status=exc.status_code, code="not_found"))
     response.headers.update(exc.headers or {})
@@ -177,11 +184,11 @@ def v1(dataplane: Any) -> APIRouter:
     return router
 
 
-def v2(model: VcaModel) -> APIRouter:
+def v2(model: VcaModel[Any]) -> APIRouter:
     """The Open Inference Protocol over REST, with and without a version in the path."""
     router = APIRouter(prefix="/v2", tags=["V2"])
 
-    def named(name: str, version: str | None = None) -> VcaModel:
+    def named(name: str, version: str | None = None) -> VcaModel[Any]:
         if name != model.name:
             raise Refused(f"model {name[:60]!r} is not served here; {model.name} is", status=404, code="unknown_model")
         model.check_version(version if model.ready else None)

@@ -1,4 +1,4 @@
-"""A picture that somebody changed without breaking its file."""
+"""PNG files: a plain one, and one that somebody changed without breaking it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import zlib
 
 import numpy as np
 from PIL import Image
+
+
+def png(pixels_HWC: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(out, "PNG")
+    return out.getvalue()
 
 
 def repainted(png: bytes) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from repainted import png
 
 from vca.errors import ArtifactError, SettingsError
 from vca.provenance.credentials import Facts, Signer, read
@@ -21,7 +22,7 @@ from vca.provenance.watermark import detect
 def test_each_layer_is_there_where_it_is_switched_on(
     sign: bool, watermark: bool, keys: Keys, facts: Facts, icons: list[np.ndarray]
 ) -> None:
-    data = Stamp.of(keys, sign=sign, watermark=watermark).png(icons[7], facts=facts)
+    data = Stamp.of(keys, sign=sign, watermark=watermark).file(icons[7], facts=facts, encode=png)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
     assert read(data, trust_anchors=keys.trust_anchors).state == ("trusted" if sign else "none")
@@ -48,7 +49,7 @@ def test_a_layer_without_its_keys_is_no_layer_left_out(
 
 def test_too_small_a_picture(stamp: Stamp, facts: Facts) -> None:
     with pytest.raises(SettingsError, match="32x32 px are too few"):
-        stamp.png(np.zeros((32, 32, 3), np.uint8), facts=facts)
+        stamp.file(np.zeros((32, 32, 3), np.uint8), facts=facts, encode=png)
 
 
 def test_releases_have_marks_of_their_own_that_stay() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from repainted import repainted
+from repainted import png, repainted
 from typer.testing import CliRunner
 
 from vca.cli import app
@@ -30,7 +30,7 @@ from vca.provenance.verify import Findings, in_words, verify
 @pytest.fixture(scope="module")
 def stamped(stamp: Stamp, facts: Facts, icons: list[np.ndarray]) -> bytes:
     """A picture as a server sends it."""
-    return stamp.png(icons[11], facts=facts)
+    return stamp.file(icons[11], facts=facts, encode=png)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def files(stamped: bytes, keys: Keys, facts: Facts, icons: list[np.ndarray]) -> 
     """One file for each thing that can have happened to a picture."""
     stranger = development_chain()
     forger = Signer(certificates=stranger.certificates, private_key=stranger.private_key)
-    unmarked = Stamp.of(keys, sign=True, watermark=False).png(icons[11], facts=facts)
+    unmarked = Stamp.of(keys, sign=True, watermark=False).file(icons[11], facts=facts, encode=png)
     return {
         "as served": stamped,
         "saved again": saved(stamped, format="JPEG", quality=75),
@@ -127,7 +127,7 @@ def test_another_key_finds_nothing(files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(("drawn", "shown"), [(64, 256), (64, 150), (512, 300), (512, 800), (1024, 700)])
 def test_a_copy_of_another_size(drawn: int, shown: int, keys: Keys, facts: Facts, icons: list[np.ndarray]) -> None:
     pixels = np.asarray(Image.fromarray(icons[11]).resize((drawn, drawn), Image.Resampling.BICUBIC))
-    marked = Stamp(signer=None, watermark_key=keys.watermark_key).png(pixels, facts=facts)
+    marked = Stamp(signer=None, watermark_key=keys.watermark_key).file(pixels, facts=facts, encode=png)
     file = io.BytesIO()
     Image.open(io.BytesIO(marked)).resize((shown, shown), Image.Resampling.LANCZOS).save(file, "JPEG", quality=90)
     assert check(file.getvalue(), keys).payload == release_mark(facts.release)
@@ -206,7 +206,7 @@ def test_a_newcomer_s_first_try(tmp_path: Path, icons: list[np.ndarray], facts: 
     refused = vca("keys", "mine")
     assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)
     stamp = Stamp.of(Keys.load(tmp_path / "mine"), sign=True, watermark=True)
-    (tmp_path / "cat.png").write_bytes(stamp.png(icons[0], facts=facts))
+    (tmp_path / "cat.png").write_bytes(stamp.file(icons[0], facts=facts, encode=png))
     run = vca("verify", "cat.png", "--keys", "mine")
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("cat.png: made by VCA, unchanged since\n  signed by VCA development")

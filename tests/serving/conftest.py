@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving_process import Running, make_policy, make_reward, start
+from serving_process import Running, make_policy, make_reward, serving
 
 QUICK = {"test_device", "test_tensors"}
 
@@ -30,19 +30,12 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def generator(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = start("generator", f"--policy={policy_folder}", log=tmp_path_factory.mktemp("logs") / "generator.log")
-    try:
-        running.wait()
+    log = tmp_path_factory.mktemp("logs") / "generator.log"
+    with serving("generator", f"--policy={policy_folder}", log=log) as running:
         yield running
-    finally:
-        running.process.kill()
 
 
 @pytest.fixture(scope="session")
 def scorer(reward_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = start("scorer", f"--reward={reward_folder}", log=tmp_path_factory.mktemp("logs") / "scorer.log")
-    try:
-        running.wait()
+    with serving("scorer", f"--reward={reward_folder}", log=tmp_path_factory.mktemp("logs") / "scorer.log") as running:
         yield running
-    finally:
-        running.process.kill()

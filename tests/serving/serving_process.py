@@ -11,6 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,18 @@ def start(server: str, *arguments: str, log: Path) -> Running:
     return Running(process=process, http=http, grpc=grpc, model=model, log=log)
 
 
+@contextmanager
+def serving(server: str, *arguments: str, log: Path) -> Iterator[Running]:
+    """A ready server for as long as the context lasts."""
+    running = start(server, *arguments, log=log)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
 def make_policy(folder: Path, *, seed: int) -> Path:
     """A policy adapter of the shipped base that changes pictures a little, otherwise for each seed."""
     from vca.models.stable_diffusion import load_pipeline, save_adapter
@@ -113,15 +127,20 @@ def make_policy(folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def make_reward(folder: Path) -> Path:
-    """A reward adapter of the shipped base whose head is drawn, not trained: what it scores is its own affair."""
+def make_reward(folder: Path, *, seed: int = 0, broken: bool = False) -> Path:
+    """A reward adapter of the shipped base with adapters and a head that are drawn, not trained; or one that is NaN."""
     from vca.reward import adapter
     from vca.reward.model import RewardModel
     from vca.settings import load
 
     model = RewardModel(settings=load(preset="local").reward)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     model.head_D.data = torch.randn(model.head_D.shape, generator=generator)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
+    if broken:
+        model.head_D.data[0] = float("nan")
     calibration = adapter.Calibration(mu=0.5, s=20.0, n=10)
     adapter.save(folder=folder, model=model, calibration=calibration, metrics={}, card="# test", watermark="t0")
     return folder

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +94,41 @@ def test_a_dialogue_goes_on_by_its_id_and_equals_going_on_from_the_picture(gener
         EDITS, {"prompt": "make it blue", "dialogue_id": first["dialogue_id"], "round": 2, "pick": 1, "seed": 3}
     )
     assert np.abs(pixels(again["data"][0]["b64_json"]) - one).max() <= TOLERANCE
+
+
+def test_what_is_undone_goes_back_to_the_first_words(generator: Running) -> None:
+    dialogue = draw(generator, prompt="red heart", steps=1)["dialogue_id"]
+    said = []
+    for feedback in ("make it blue", "undo that"):
+        body = generator.post(EDITS, {"prompt": feedback, "dialogue_id": dialogue, "steps": 1})[1]
+        said.append(body["data"][0]["revised_prompt"])
+    assert said == ["blue heart", "red heart"]
+
+
+def test_an_id_of_one_s_own_choice_begins_no_dialogue(generator: Running) -> None:
+    """Who could choose one could choose one that others guess."""
+    order = {"prompt": "red heart", "dialogue_id": "mine", "steps": 1}
+    assert generator.post(GENERATIONS, order)[1]["error"]["param"] == "dialogue_id"
+    assert generator.post(EDITS, order)[0] == 404
+    assert generator.post(EDITS, {**order, "round": 1})[0] == 404
+    status, body = generator.post("/v1/models/vca-generator:predict", {"instances": [{**order, "round": 1}]})
+    assert status == 404, body
+    dialogue = draw(generator, prompt="red heart", steps=1)["dialogue_id"]
+    status, body = generator.post(EDITS, {**order, "dialogue_id": dialogue, "round": 1})
+    assert (status, body["error"]["param"]) == (400, "round")
+
+
+def test_a_form_carries_numbers_as_text(generator: Running) -> None:
+    picture = base64.b64decode(draw(generator, prompt="red heart", steps=1)["data"][0]["b64_json"])
+    fields = {"prompt": "make it blue", "steps": "2", "seed": "4", "guidance": "2", "refine": "false"}
+    fields |= {"output_format": "jpeg", "output_compression": "80"}
+    answer = httpx.post(generator.url + EDITS, data=fields, files={"image": ("x.png", picture)}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["seed"] == 4
+    assert Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))).format == "JPEG"
+    fields["steps"] = "two"
+    answer = httpx.post(generator.url + EDITS, data=fields, files={"image": ("x.png", picture)}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "steps")
 
 
 def test_without_refinement_the_words_are_drawn_as_they_are(generator: Running) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
-from serving_process import Running
+from serving_process import Running, serving
 
 ASK = """
 import json, sys
@@ -78,3 +80,59 @@ def test_status_codes(generator: Running) -> None:
         "not in time": "UNAVAILABLE",
         "unload": "INVALID_ARGUMENT",
     }
+
+
+LONG = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+client = triton.InferenceServerClient(sys.argv[1])
+prompt = triton.InferInput("prompt", [8], "BYTES")
+prompt.set_data_from_numpy(np.array([b"red heart"] * 8, dtype=np.object_))
+steps = triton.InferInput("steps", [1], "INT32")
+steps.set_data_from_numpy(np.array([100], dtype=np.int32))
+print("asking", flush=True)
+try:
+    drawn = client.infer("vca-generator", [prompt, steps], client_timeout=float(sys.argv[2]))
+    print(len(drawn.as_numpy("image")), flush=True)
+except InferenceServerException as error:
+    print(error.status(), flush=True)
+"""
+
+
+def outcomes(running: Running) -> dict[str, float]:
+    """Requests over gRPC by how they ended."""
+    lines = running.get("/metrics")[1].decode().splitlines()
+    mine = [line for line in lines if line.startswith('vca_requests_total{api="v2-grpc"')]
+    return {line.split('outcome="')[1].split('"')[0]: float(line.split()[-1]) for line in mine}
+
+
+def ask(running: Running, *, timeout: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LONG, f"127.0.0.1:{running.grpc}", str(timeout)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asking\n"
+    return process
+
+
+def test_a_call_that_is_given_up_frees_the_device(generator: Running) -> None:
+    before = outcomes(generator).get("left", 0)
+    client = ask(generator, timeout=0.7)
+    assert "DEADLINE_EXCEEDED" in client.communicate(timeout=60)[0]
+    end = time.monotonic() + 30
+    while outcomes(generator).get("left", 0) == before:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_sigterm_finishes_calls_that_are_under_way(policy_folder: Path, tmp_path: Path) -> None:
+    with serving("generator", f"--policy={policy_folder}", log=tmp_path / "log") as running:
+        client = ask(running, timeout=60)
+        while b"vca_batch_size_sum" not in running.get("/metrics")[1]:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        running.process.terminate()
+        assert client.communicate(timeout=60)[0] == "8\n"
+        assert running.process.wait(60) == 0

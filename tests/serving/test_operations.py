@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -274,6 +275,8 @@ def test_metrics_tell_of_requests_pictures_batches_and_the_release(generator: Ru
         "vca_pictures_total",
         "vca_release_info",
         "vca_cold_start_seconds",
-        "request_predict_seconds",  # KServe's own
     ):
         assert name in text
+    count = re.search(r'^request_predict_seconds_count\{model_name="vca-generator"\} (\S+)$', text, re.M)
+    assert count  # KServe's own
+    assert float(count[1]) > 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving_process import ROOT, Running, start
+from serving_process import ROOT, Running, serving
 
 from vca.errors import SettingsError
 from vca.provenance import keys
@@ -31,12 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def marking(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = start("generator", f"--set=serving.keys={folder}", log=tmp_path_factory.mktemp("logs") / "log")
-    try:
-        running.wait()
+    log = tmp_path_factory.mktemp("logs") / "log"
+    with serving("generator", f"--set=serving.keys={folder}", log=log) as running:
         yield running
-    finally:
-        running.process.kill()
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
