@@ -19,7 +19,7 @@ help: ## what there is
 install: $(VENV)/.installed ## set up .venv
 
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh
-	sh scripts/install.sh $(PYTHON) $(VENV) constraints.txt '-e .[train,pipelines,serve,dev]'
+	sh scripts/install.sh $(PYTHON) $(VENV) constraints.txt '-e .[train,pipelines,serve,feedback,dev]'
 	touch $@
 
 run: install ## the main job: data, reward, diffusion, evaluation, report (ARGS='--set seed=1' …)

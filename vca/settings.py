@@ -22,6 +22,7 @@ from vca.data.settings import DataSettings
 from vca.diffusion.settings import DiffusionSettings
 from vca.errors import SettingsError
 from vca.evaluation.settings import EvaluationSettings
+from vca.feedback.settings import FeedbackSettings
 from vca.refine.settings import RefineSettings
 from vca.reward.settings import RewardSettings
 from vca.service import ServingSettings
@@ -44,6 +45,7 @@ class Settings(BaseModel):
     reward: RewardSettings = Field(default_factory=RewardSettings, description="reward training")
     diffusion: DiffusionSettings = Field(default_factory=DiffusionSettings, description="diffusion training")
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="evaluation and report")
+    feedback: FeedbackSettings = Field(default_factory=FeedbackSettings, description="what people say, and its store")
     serving: ServingSettings = Field(default_factory=ServingSettings, description="model servers")
 
     @model_validator(mode="after")

@@ -1,0 +1,358 @@
+"""What people said of what they saw: who may say it, and how it is written down.
+
+An event is acknowledged after its transaction is committed, never before. Its id is made by the client: sent again, it
+is answered again and counted once. What was shown is written down first (a presentation, its slots shuffled here), and
+an event can only be about a picture in it.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import sqlalchemy as sa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vca.feedback.errors import Conflict, NotFound, Unacceptable
+from vca.feedback.schema import (
+    candidate,
+    dialogue,
+    feedback_event,
+    outbox,
+    presentation,
+    quality_probe,
+    round_,
+)
+from vca.feedback.store import Person, Store, digest, insert_once, new_id, now
+
+Kind = Literal[
+    "pick", "pair", "tie_good", "all_bad", "rate", "critique", "accept", "regenerate", "download", "report", "retract"
+]
+Layout = Literal["grid", "pair", "slider"]
+Gate = Literal["pass", "fail", "unknown"]
+MAX_CRITIQUE = 4000
+
+
+def _as_uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise ValueError("expected a UUID") from None
+
+
+Uuid = Annotated[str, AfterValidator(_as_uuid)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Nothing(_Body):
+    """Kinds that say all by their target."""
+
+
+class _Rating(_Body):
+    """Rapidata's three axes, 1 (worst) to 5."""
+
+    alignment: int | None = Field(None, ge=1, le=5)
+    coherence: int | None = Field(None, ge=1, le=5)
+    style: int | None = Field(None, ge=1, le=5)
+
+
+class _Axes(_Body):
+    """What was right (true) and what was not."""
+
+    content: bool | None = None
+    style: bool | None = None
+    quality: bool | None = None
+
+
+class _Report(_Body):
+    reason: Literal["unsafe", "wrongly_hidden", "broken", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """Of an event kind: how many pictures it is about, and what its body says (version 1)."""
+
+    fewest: int
+    most: int
+    body: type[_Body] = _Nothing
+
+
+RULES: Mapping[Kind, _Rule] = {
+    "pick": _Rule(fewest=1, most=1),
+    "pair": _Rule(fewest=2, most=2),  # the first was preferred to the second
+    "tie_good": _Rule(fewest=2, most=4),
+    "all_bad": _Rule(fewest=1, most=4),
+    "rate": _Rule(fewest=1, most=1, body=_Rating),
+    "critique": _Rule(fewest=0, most=4, body=_Axes),
+    "accept": _Rule(fewest=1, most=1),
+    "regenerate": _Rule(fewest=0, most=0),
+    "download": _Rule(fewest=1, most=1),
+    "report": _Rule(fewest=0, most=1, body=_Report),
+    "retract": _Rule(fewest=0, most=0),
+}
+
+
+class Event(BaseModel):
+    """What a client sends. text: words of a critique or report; they are stored as they are, encrypted.
+
+    target: the pictures it is about. supersedes: the event that this one takes back or replaces. dwell_ms: how long the
+    person looked.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    event_id: Uuid
+    presentation_id: Uuid
+    kind: Kind
+    version: Literal[1] = 1
+    target: tuple[Uuid, ...] = Field((), max_length=4)
+    body: dict[str, Any] = Field(default_factory=dict, max_length=10)
+    text: str | None = Field(None, max_length=MAX_CRITIQUE)
+    supersedes: Uuid | None = None
+    client_at: datetime | None = None
+    dwell_ms: int | None = Field(None, ge=0, lt=2**31)
+    input: Literal["mouse", "touch", "key", "api"] = "api"
+    client_version: str | None = Field(None, max_length=64, pattern=r"^[\w.+-]+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """slots: candidate ids in the order shown. probe: whether the person sees these for the second time."""
+
+    presentation_id: str
+    round_id: str
+    slots: tuple[str, ...]
+    layout: Layout
+    shown_at: datetime
+    probe: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """received_at: when the store knew it. replayed: it was known before."""
+
+    event_id: str
+    received_at: datetime
+    replayed: bool
+
+
+def present(
+    store: Store,
+    person: Person,
+    *,
+    round_id: str,
+    layout: Layout = "grid",
+    only: tuple[str, str] | None = None,
+    viewport: str | None = None,
+    again: bool = False,
+) -> Presentation:
+    """Write down that a round's pictures are shown, in which order; the same request gets the same order again.
+
+    only: the two pictures of a comparison. again: a probe, the same pictures in the reverse order, to see whether the
+    person picks the same one. Raises NotFound, Unacceptable where there is nothing to show, StoreDown.
+    """
+    with store.database.writing() as connection:
+        _own_round(connection, person, round_id)
+        ready = set(
+            connection.execute(
+                sa.select(candidate.c.candidate_id).where(
+                    candidate.c.round_id == round_id, candidate.c.state == "ready"
+                )
+            ).scalars()
+        )
+        shown = sorted(ready) if only is None else list(only)
+        if not shown or not ready.issuperset(shown) or len(set(shown)) != len(shown):
+            raise Unacceptable(f"round {round_id} has no such pictures to show")
+        name = ":".join([round_id, layout, *sorted(shown), "again" if again else ""])
+        made = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+        seed = secrets.randbelow(2**53)
+        if again:
+            first = _presentation(connection, str(uuid.uuid5(uuid.NAMESPACE_OID, name.removesuffix("again"))))
+            if first is None:
+                raise Unacceptable("a probe shows again what was shown before")
+            slots = list(reversed(first.slots))
+        else:
+            slots = list(shown)
+            random.Random(seed).shuffle(slots)
+        values = {
+            "presentation_id": made,
+            "round_id": round_id,
+            "slots": slots,
+            "shuffle_seed": seed,
+            "layout": layout,
+            "viewport": viewport,
+            "shown_at": now(),
+        }
+        if insert_once(connection, presentation, values) and again:
+            assert first is not None
+            probe = {
+                "probe_id": new_id(),
+                "presentation_id": made,
+                "of_presentation_id": first.presentation_id,
+                "kind": "self_repeat",
+            }
+            connection.execute(sa.insert(quality_probe).values(probe))
+        row = _presentation(connection, made)
+        assert row is not None
+    return Presentation(
+        presentation_id=made,
+        round_id=round_id,
+        slots=tuple(row.slots),
+        layout=row.layout,
+        shown_at=row.shown_at,
+        probe=again,
+    )
+
+
+def record(store: Store, person: Person, event: Event, *, gates: Mapping[str, Gate] | None = None) -> Recorded:
+    """Write an event down, once. gates: what was made of it by checks for abuse; stored with it, never a refusal.
+
+    Raises NotFound for a presentation that is not this person's; Unacceptable where it says what can't be; Conflict
+    where the id belongs to another event; StoreDown, and then nothing is stored or the same id can be sent again.
+    """
+    rule = RULES[event.kind]
+    body = _body(rule, event)
+    sha256 = store.vault.hmac(digest(event.model_dump(mode="json")))
+    with store.database.writing() as connection:
+        row = connection.execute(
+            sa.select(presentation.c.slots, presentation.c.shown_at, presentation.c.round_id, round_.c.dialogue_id)
+            .join(round_, round_.c.round_id == presentation.c.round_id)
+            .join(dialogue, dialogue.c.dialogue_id == round_.c.dialogue_id)
+            .where(presentation.c.presentation_id == event.presentation_id, dialogue.c.subject_id == person.subject_id)
+        ).first()
+        if row is None:
+            raise NotFound(f"no presentation {event.presentation_id}")
+        if not set(event.target) <= set(row.slots):
+            raise Unacceptable("target: a picture that was not shown there")
+        _check_superseded(connection, person, event)
+        received = now()
+        values = {
+            "event_id": event.event_id,
+            "subject_id": person.subject_id,
+            "dialogue_id": row.dialogue_id,
+            "round_id": row.round_id,
+            "presentation_id": event.presentation_id,
+            "kind": event.kind,
+            "version": event.version,
+            "body": body,
+            "text_enc": None if event.text is None else person.key.seal(event.text, row=event.event_id),
+            "body_sha256": sha256,
+            "target": list(event.target),
+            "supersedes": event.supersedes,
+            "client_at": _utc(event.client_at),
+            "event_at": _clamped(event.client_at, row.shown_at, received),
+            "received_at": received,
+            "dwell_ms": event.dwell_ms,
+            "input": event.input,
+            "client_version": event.client_version,
+            "gates": dict(gates or {}),
+        }
+        if not insert_once(connection, feedback_event, values):
+            return _replayed(connection, person, event, sha256)
+        payload = {"event_id": event.event_id, "kind": event.kind}
+        connection.execute(
+            sa.insert(outbox).values(topic="feedback", key=row.dialogue_id, payload=payload, created_at=received)
+        )
+        if event.kind == "accept":
+            connection.execute(
+                sa.update(dialogue)
+                .where(dialogue.c.dialogue_id == row.dialogue_id)
+                .values(status="accepted", closed_at=received)
+            )
+    return Recorded(event_id=event.event_id, received_at=received, replayed=False)
+
+
+def said(store: Store, person: Person, dialogue_id: str) -> list[sa.Row[Any]]:
+    """The person's events in a dialogue, in the order in which they came: what a page shows again after a reload."""
+    statement = (
+        sa.select(
+            feedback_event.c.event_id,
+            feedback_event.c.round_id,
+            feedback_event.c.presentation_id,
+            feedback_event.c.kind,
+            feedback_event.c.target,
+            feedback_event.c.supersedes,
+        )
+        .where(feedback_event.c.dialogue_id == dialogue_id, feedback_event.c.subject_id == person.subject_id)
+        .order_by(feedback_event.c.received_at, feedback_event.c.event_id)
+    )
+    with store.database.reading() as connection:
+        return list(connection.execute(statement))
+
+
+def _body(rule: _Rule, event: Event) -> dict[str, Any]:
+    if not rule.fewest <= len(event.target) <= rule.most or len(set(event.target)) != len(event.target):
+        allowed = f"{rule.fewest}" if rule.fewest == rule.most else f"{rule.fewest} to {rule.most}"
+        raise Unacceptable(f"target: {event.kind} is about {allowed} different pictures, {len(event.target)} are given")
+    if (event.kind == "retract") != (event.supersedes is not None) and event.kind == "retract":
+        raise Unacceptable("supersedes: a retraction names the event that it takes back")
+    if event.text is not None and event.kind not in ("critique", "report"):
+        raise Unacceptable(f"text: {event.kind} has none")
+    try:
+        return rule.body.model_validate(event.body).model_dump(exclude_none=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise Unacceptable(f"body.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _check_superseded(connection: sa.Connection, person: Person, event: Event) -> None:
+    if event.supersedes is None:
+        return
+    found = connection.execute(
+        sa.select(feedback_event.c.kind).where(
+            feedback_event.c.event_id == event.supersedes, feedback_event.c.subject_id == person.subject_id
+        )
+    ).first()
+    if found is None:
+        raise NotFound(f"no event {event.supersedes}")
+    if found.kind == "retract":
+        raise Unacceptable("supersedes: a retraction can't be taken back; send the choice again")
+
+
+def _replayed(connection: sa.Connection, person: Person, event: Event, sha256: str) -> Recorded:
+    row = connection.execute(
+        sa.select(feedback_event.c.body_sha256, feedback_event.c.received_at, feedback_event.c.subject_id).where(
+            feedback_event.c.event_id == event.event_id
+        )
+    ).one()
+    if row.subject_id != person.subject_id or row.body_sha256 != sha256:
+        raise Conflict(f"event {event.event_id} was sent with another body; make a new id")
+    return Recorded(event_id=event.event_id, received_at=row.received_at, replayed=True)
+
+
+def _own_round(connection: sa.Connection, person: Person, round_id: str) -> None:
+    found = connection.execute(
+        sa.select(round_.c.round_id)
+        .join(dialogue, dialogue.c.dialogue_id == round_.c.dialogue_id)
+        .where(round_.c.round_id == round_id, dialogue.c.subject_id == person.subject_id)
+    ).first()
+    if found is None:
+        raise NotFound(f"no round {round_id}")
+
+
+def _presentation(connection: sa.Connection, presentation_id: str) -> sa.Row[Any] | None:
+    return connection.execute(sa.select(presentation).where(presentation.c.presentation_id == presentation_id)).first()
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """A client's clock may be years off, and its zone unknown; what no calendar of ours can hold is left out."""
+    if moment is None:
+        return None
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:
+        return None
+
+
+def _clamped(client_at: datetime | None, shown_at: datetime, received_at: datetime) -> datetime:
+    """When the person acted: their clock where it can be right, between being shown and being received."""
+    moment = _utc(client_at)
+    return received_at if moment is None else min(max(moment, shown_at), received_at)
