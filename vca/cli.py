@@ -14,14 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vca import cli_feedback
 from vca.errors import Interrupted, SettingsError, VcaError
-
-if TYPE_CHECKING:
-    pass
 
 TERMINATION_LOG = "VCA_TERMINATION_LOG"
 
@@ -32,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(cli_feedback.app, name="feedback")
 
 Preset = Annotated[str, typer.Option(help="Settings to start from: local, recommended or paper.")]
 File = Annotated[Path | None, typer.Option("--settings", help="YAML file with the settings that differ.")]
