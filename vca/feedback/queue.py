@@ -96,7 +96,7 @@ def renew(store: Store, *, round_id: str, worker: str, at: datetime | None = Non
 
 
 def put(store: Store, *, round_id: str, worker: str, candidate_id: str, drawn: Drawn) -> None:
-    """Write down a picture; with the last one the round is done. Raises Conflict where it is no longer this worker's."""
+    """Write down a picture; with the last one the round is done. Raises Conflict where it isn't this worker's."""
     with store.database.writing() as connection:
         held = connection.execute(sa.select(round_.c.round_id).where(_held(round_id, worker)).with_for_update()).first()
         if held is None:
