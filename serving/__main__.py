@@ -38,17 +38,23 @@ def serve(given: argparse.Namespace, settings: Settings, *, born: float) -> None
     import torch
 
     from serving.model import VcaModel
-    from serving.server import Server, end_with_parent
+    from serving.parent import end_with_parent
+    from serving.server import Server
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     routes = {}
     model: VcaModel[Any]
     if given.server == "generator":
-        from serving import openai_images
+        from serving import openai_images, refinements
         from serving.generator import Generator
 
-        model = Generator(settings=settings, policy=given.policy, device=device)
-        routes["routes"] = openai_images.routes(model)
+        generator = model = Generator(settings=settings, policy=given.policy, device=device)
+
+        def generator_routes(app: Any) -> None:
+            openai_images.routes(generator)(app)
+            refinements.routes(generator)(app)
+
+        routes["routes"] = generator_routes
     else:
         from serving.reward_scorer import Scorer
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -322,15 +320,3 @@ class _Grpc:
     async def stop(self, grace: float) -> None:
         if self.grpc is not None:
             await self.grpc.stop(grace)
-
-
-def end_with_parent() -> None:
-    """End with the process that started this one: the servers of `vca serve` must not outlive it."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            threading.Event().wait(1.0)
-        os.kill(os.getpid(), 15)
-
-    threading.Thread(target=watch, daemon=True).start()

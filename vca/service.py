@@ -1,9 +1,9 @@
-"""What can be set about serving. The servers themselves stand in serving/, which knows KServe."""
+"""What can be set about serving and the studio. The servers themselves stand in serving/, which knows KServe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -71,5 +71,55 @@ class ServingSettings(BaseModel):
             raise ValueError(
                 f"serving.scored_rows {self.scored_rows} is above serving.scorer_queue {self.scorer_queue}: such a "
                 "request would never be admitted; raise scorer_queue"
+            )
+        return self
+
+
+class SignInSettings(BaseModel):
+    """Who may come in. local: one person, this machine; jwt: whoever brings a token of `issuer` for `audience`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["local", "jwt"] = Field("local", description="local: one person on this machine; jwt: OIDC tokens")
+    issuer: str = Field("", description="jwt: the `iss` that tokens must have")
+    audience: str = Field("", description="jwt: the `aud` that tokens must have")
+    keys: str = Field("", description="jwt: the issuer's public keys, a JWKS file or https address")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        missing = [name for name in ("issuer", "audience", "keys") if not getattr(self, name)]
+        if self.mode == "jwt" and missing:
+            raise ValueError(f"studio.sign_in.mode is jwt, and {', '.join(missing)} missing; set studio.sign_in.*")
+        return self
+
+
+class StudioSettings(BaseModel):
+    """Where people refine pictures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 in a container", min_length=1)
+    hosts: tuple[str, ...] = Field(
+        ("127.0.0.1", "localhost"), description="host names that browsers may reach it by; others are refused"
+    )
+    generator_url: str = Field("http://127.0.0.1:8080", pattern=r"^https?://", description="the generator's address")
+    pictures: int = Field(4, description="pictures of a round", ge=1, le=4)
+    previews: int = Field(3, description="previews of a picture while it is drawn", ge=0, le=3)
+    rounds_at_once: int = Field(2, description="rounds that this process has drawn at the same time", ge=1, le=64)
+    patience_s: float = Field(
+        120.0, description="seconds that a round may take from its start, waiting for a busy generator included", gt=0
+    )
+    events_per_minute: int = Field(120, description="choices and other events of one person", ge=1)
+    rounds_per_minute: int = Field(20, description="rounds that one person may ask for", ge=1)
+    max_body_kb: int = Field(64, description="largest request, kB", ge=1)
+    share_days: int = Field(30, description="days after which a shared link ends", ge=1, le=3650)
+    sign_in: SignInSettings = Field(default_factory=SignInSettings, description="who may come in")
+
+    @model_validator(mode="after")
+    def _local_is_local(self) -> Self:
+        if self.sign_in.mode == "local" and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                f"studio.host is {self.host} and studio.sign_in.mode is local: everybody who reaches it would be the "
+                "same person; set studio.sign_in.mode to jwt, or studio.host to 127.0.0.1"
             )
         return self

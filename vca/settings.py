@@ -25,7 +25,7 @@ from vca.evaluation.settings import EvaluationSettings
 from vca.feedback.settings import FeedbackSettings
 from vca.refine.settings import RefineSettings
 from vca.reward.settings import RewardSettings
-from vca.service import ServingSettings
+from vca.service import ServingSettings, StudioSettings
 
 PRESETS = {
     "local": "small models, real data, minutes on a laptop's CPU",
@@ -47,6 +47,7 @@ class Settings(BaseModel):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings, description="evaluation and report")
     feedback: FeedbackSettings = Field(default_factory=FeedbackSettings, description="what people say, and its store")
     serving: ServingSettings = Field(default_factory=ServingSettings, description="model servers")
+    studio: StudioSettings = Field(default_factory=StudioSettings, description="where people refine pictures")
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> Self:

@@ -169,7 +169,7 @@ def begin(
     }
     with store.database.writing() as connection:
         if not insert_once(connection, dialogue, values):
-            row = _dialogue(connection, person, dialogue_id)
+            row = own_dialogue(connection, person, dialogue_id)
             if row.request_sha256 != values["request_sha256"]:
                 raise Conflict(f"dialogue {dialogue_id} was begun with another request; make a new id")
             return False
@@ -180,7 +180,7 @@ def begin(
 def ask(store: Store, person: Person, *, dialogue_id: str, request: RoundRequest) -> bool:
     """Ask for another round, and stand at it; whether it is new. Raises Conflict, NotFound, Unacceptable, StoreDown."""
     with store.database.writing() as connection:
-        _dialogue(connection, person, dialogue_id)
+        own_dialogue(connection, person, dialogue_id)
         known = connection.execute(
             sa.select(round_.c.request_sha256, round_.c.dialogue_id).where(round_.c.round_id == request.round_id)
         ).first()
@@ -220,7 +220,7 @@ def ask(store: Store, person: Person, *, dialogue_id: str, request: RoundRequest
 def go_to(store: Store, person: Person, *, dialogue_id: str, round_id: str) -> None:
     """Stand at another round: undo, redo, a step back. Raises NotFound, StoreDown."""
     with store.database.writing() as connection:
-        _dialogue(connection, person, dialogue_id)
+        own_dialogue(connection, person, dialogue_id)
         found = connection.execute(
             sa.select(round_.c.round_id).where(round_.c.round_id == round_id, round_.c.dialogue_id == dialogue_id)
         ).first()
@@ -232,7 +232,7 @@ def go_to(store: Store, person: Person, *, dialogue_id: str, round_id: str) -> N
 def tree(store: Store, person: Person, dialogue_id: str) -> Tree:
     """Raises NotFound, StoreDown."""
     with store.database.reading() as connection:
-        row = _dialogue(connection, person, dialogue_id)
+        row = own_dialogue(connection, person, dialogue_id)
         rounds = connection.execute(
             sa.select(round_)
             .where(round_.c.dialogue_id == dialogue_id)
@@ -273,11 +273,20 @@ def tree(store: Store, person: Person, dialogue_id: str) -> Tree:
     )
 
 
-def listed(store: Store, person: Person, *, most: int = 50) -> list[tuple[str, datetime, str, str | None]]:
-    """The person's dialogues, newest first: id, when, first prompt, a picture's digest."""
-    first = round_.alias("first")
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A dialogue in a list. prompt: of its first round. candidate_id: a picture of the round that it stands at."""
+
+    dialogue_id: str
+    created_at: datetime
+    prompt: str
+    candidate_id: str | None
+
+
+def listed(store: Store, person: Person, *, most: int = 50) -> list[Listed]:
+    """The person's dialogues, newest first."""
     picture = (
-        sa.select(candidate.c.image_sha256)
+        sa.select(candidate.c.candidate_id)
         .where(candidate.c.round_id == dialogue.c.head_round_id, candidate.c.state == "ready")
         .order_by(candidate.c.idx)
         .limit(1)
@@ -285,9 +294,13 @@ def listed(store: Store, person: Person, *, most: int = 50) -> list[tuple[str, d
     )
     statement = (
         sa.select(
-            dialogue.c.dialogue_id, dialogue.c.created_at, first.c.round_id, first.c.words_enc, picture.label("picture")
+            dialogue.c.dialogue_id,
+            dialogue.c.created_at,
+            round_.c.round_id,
+            round_.c.words_enc,
+            picture.label("candidate_id"),
         )
-        .join(first, sa.and_(first.c.dialogue_id == dialogue.c.dialogue_id, first.c.depth == 1))
+        .join(round_, sa.and_(round_.c.dialogue_id == dialogue.c.dialogue_id, round_.c.depth == 1))
         .where(dialogue.c.subject_id == person.subject_id)
         .order_by(dialogue.c.created_at.desc())
         .limit(most)
@@ -295,16 +308,48 @@ def listed(store: Store, person: Person, *, most: int = 50) -> list[tuple[str, d
     with store.database.reading() as connection:
         rows = connection.execute(statement).all()
     return [
-        (row.dialogue_id, row.created_at, open_words(person, row.round_id, row.words_enc).prompt, row.picture)
+        Listed(
+            dialogue_id=row.dialogue_id,
+            created_at=row.created_at,
+            prompt=open_words(person, row.round_id, row.words_enc).prompt,
+            candidate_id=row.candidate_id,
+        )
         for row in rows
     ]
+
+
+def dialogue_of(store: Store, person: Person, round_id: str) -> str:
+    """The dialogue that a round belongs to. Raises NotFound; for somebody else's too."""
+    with store.database.reading() as connection:
+        found = connection.execute(
+            sa.select(dialogue.c.dialogue_id)
+            .join(round_, round_.c.dialogue_id == dialogue.c.dialogue_id)
+            .where(round_.c.round_id == round_id, dialogue.c.subject_id == person.subject_id)
+        ).scalar()
+    if found is None:
+        raise NotFound(f"no round {round_id}")
+    return str(found)
+
+
+def picture(store: Store, person: Person, candidate_id: str) -> str | None:
+    """The digest of a candidate's picture; None while there is none. Raises NotFound; for somebody else's too."""
+    with store.database.reading() as connection:
+        row = connection.execute(
+            sa.select(candidate.c.image_sha256, candidate.c.state)
+            .join(round_, round_.c.round_id == candidate.c.round_id)
+            .join(dialogue, dialogue.c.dialogue_id == round_.c.dialogue_id)
+            .where(candidate.c.candidate_id == candidate_id, dialogue.c.subject_id == person.subject_id)
+        ).first()
+    if row is None:
+        raise NotFound(f"no picture {candidate_id}")
+    return row.image_sha256 if row.state == "ready" else None
 
 
 def open_words(person: Person, round_id: str, sealed: bytes) -> Words:
     return Words.model_validate_json(person.key.open(sealed, row=round_id))
 
 
-def _dialogue(connection: sa.Connection, person: Person, dialogue_id: str) -> sa.Row[Any]:
+def own_dialogue(connection: sa.Connection, person: Person, dialogue_id: str) -> sa.Row[Any]:
     """Raises NotFound; for somebody else's too."""
     row = connection.execute(
         sa.select(dialogue).where(dialogue.c.dialogue_id == dialogue_id, dialogue.c.subject_id == person.subject_id)

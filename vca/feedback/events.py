@@ -212,6 +212,34 @@ def present(
     )
 
 
+def presented(store: Store, person: Person, dialogue_id: str) -> dict[tuple[str, bool], Presentation]:
+    """What a dialogue's rounds were shown as in the grid: by round, and whether it was a probe."""
+    statement = (
+        sa.select(presentation, quality_probe.c.probe_id)
+        .join(round_, round_.c.round_id == presentation.c.round_id)
+        .join(dialogue, dialogue.c.dialogue_id == round_.c.dialogue_id)
+        .outerjoin(quality_probe, quality_probe.c.presentation_id == presentation.c.presentation_id)
+        .where(
+            round_.c.dialogue_id == dialogue_id,
+            dialogue.c.subject_id == person.subject_id,
+            presentation.c.layout == "grid",
+        )
+    )
+    with store.database.reading() as connection:
+        rows = connection.execute(statement).all()
+    return {
+        (row.round_id, row.probe_id is not None): Presentation(
+            presentation_id=row.presentation_id,
+            round_id=row.round_id,
+            slots=tuple(row.slots),
+            layout="grid",
+            shown_at=row.shown_at,
+            probe=row.probe_id is not None,
+        )
+        for row in rows
+    }
+
+
 def record(store: Store, person: Person, event: Event, *, gates: Mapping[str, Gate] | None = None) -> Recorded:
     """Write an event down, once. gates: what was made of it by checks for abuse; stored with it, never a refusal.
 

@@ -1,0 +1,3 @@
+from serving.studio.server import main
+
+main()
