@@ -44,8 +44,9 @@ def open_picture(data: bytes, *, size: int, limits: ServingSettings, param: str 
     try:
         image = open_rgb(data, max_pixels=limits.max_pixels, fit=size).image
     except BadImage as error:
-        status, code = (413, "image_too_large") if error.reason == "image_too_large" else (422, "invalid_image")
-        raise Refused(f"{param}: {error}; PNG, JPEG and WebP are read", status=status, code=code, param=param) from None
+        if error.reason == "image_too_large":
+            raise Refused(f"{param}: {error}", status=413, code=error.reason, param=param) from None
+        raise Refused(f"{param}: {error}; send a whole one", status=422, code="invalid_image", param=param) from None
     return fitted(image, size=size)
 
 

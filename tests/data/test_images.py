@@ -82,6 +82,12 @@ def test_what_is_no_whole_picture_is_broken(data: bytes) -> None:
     with pytest.raises(BadImage) as error:
         store(data, image_size=64, max_pixels=10**6)
     assert error.value.reason == "broken_image"
+    assert "0x" not in str(error.value)  # Pillow's words name an object in memory
+
+
+def test_what_is_no_picture_is_said_in_plain_words() -> None:
+    with pytest.raises(BadImage, match=r"^not a PNG, JPEG or WebP file$"):
+        decode(b"no picture", size=4)
 
 
 @settings(max_examples=150, deadline=None)

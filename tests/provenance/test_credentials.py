@@ -203,7 +203,7 @@ def test_anchors_that_are_no_certificates(anchors: bytes) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"<svg/>"])
 def test_only_pictures_are_signed(data: bytes, signer: Signer, facts: Facts) -> None:
-    with pytest.raises(BadImage):
+    with pytest.raises(BadImage, match="not a PNG, JPEG or WebP file"):
         signer.sign(data, facts=facts)
 
 

@@ -304,7 +304,7 @@ def test_best_of_gives_the_pictures_that_the_scorer_likes_best(picky: Running, r
         (document("BYTES", [2], ["QUJD", "QUJD"]), "image has 2 rows for 3 prompts"),
         (document("BYTES", [3], ["http://169.254.169.254/latest"] * 3), "addresses are not fetched"),
         (document("BYTES", [3], ["%%%"] * 3), "neither a picture nor base64"),
-        (document("BYTES", [3], ["QUJD"] * 3), "PNG, JPEG and WebP are read"),
+        (document("BYTES", [3], ["QUJD"] * 3), "image: not a PNG, JPEG or WebP file; send a whole one$"),
         (document("INT8", [3, 1, 1, 3], [0] * 9), r"image is INT8 \[3, 1, 1, 3\]; expected"),
         (document("UINT8", [3, 1, 1, 4], [0] * 12), r"image is UINT8 \[3, 1, 1, 4\]; expected"),
         (document("UINT8", [3, 0, 1, 3], []), "at most"),

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+NO_PICTURE = "not a PNG, JPEG or WebP file"
 SMALL_PX = 128  # up to this side pictures are kept lossless: they are icons, and JPEG would ring around their edges
 JPEG_QUALITY = 95
 MAX_PIXELS = 64_000_000  # a shard's pictures are far smaller; this only stops a forged one
@@ -73,6 +74,8 @@ def open_rgb(data: bytes, *, max_pixels: int, fit: int | None = None) -> Opened:
             return Opened(_on_white(ImageOps.exif_transpose(image)), False, side)
     except BadImage:
         raise
+    except UnidentifiedImageError:  # its own words name an object in memory
+        raise BadImage("broken_image", NO_PICTURE) from None
     except Image.DecompressionBombError as error:
         raise BadImage("image_too_large", str(error)) from None
     except Exception as error:  # Pillow's decoders fail in a dozen types; each of them means that the file is broken

@@ -11,11 +11,11 @@ import json
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from vca import __version__
-from vca.data.images import FORMATS, BadImage
+from vca.data.images import FORMATS, NO_PICTURE, BadImage
 from vca.errors import ArtifactError
 
 # No space is allowed, so that neither a prompt nor a person's words can end up in a picture that travels.
@@ -170,6 +170,8 @@ def _mime_type(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return f"image/{(image.format or '').lower()}"
+    except UnidentifiedImageError:
+        raise BadImage("broken_image", NO_PICTURE) from None
     except Exception as error:  # Pillow fails in a dozen types
         raise BadImage("broken_image", f"{type(error).__name__}: {error}"[:200]) from None
 
