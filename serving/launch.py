@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vca.errors import ArtifactError, ResourceError
+from vca.errors import ArtifactError, ResourceError, SettingsError
 from vca.provenance.keys import create
+from vca.settings import load
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,7 @@ def serve(
     run: Path,
     policy: Path | None,
     reward: Path | None,
+    keys: Path,
     preset: str,
     sets: list[str],
     port: int,
@@ -45,19 +48,19 @@ def serve(
 ) -> None:
     """Start both servers and wait until SIGTERM or Ctrl-C, or until one ends by itself.
 
-    run: a run's folder, whose adapters serve where none are named. port: the first of four. Raises ArtifactError
-    without adapters to serve, ResourceError where a server ends.
+    run: a run's folder, whose adapters serve where none are named. keys: what pictures are signed and marked with; made
+    for development where the folder is missing. port: the first of four. Raises SettingsError for settings that can't
+    be, ArtifactError without adapters to serve, ResourceError where a server ends.
     """
+    for option, folder in (("--policy", policy), ("--reward", reward)):
+        if folder is not None and not _adapter(folder):
+            raise ArtifactError(f"{option} {folder} holds no adapter.json; give the folder that training wrote")
     policy, reward = policy or _part(run, "evaluation/policy"), reward or _part(run, "reward")
     if policy is None and reward is None:
         raise ArtifactError(
             f"{run} holds no policy and no reward model; run `vca run` first, or give --policy and --reward"
         )
-    if not any(one.startswith("serving.keys=") for one in sets):
-        if not (keys := run.parent / ".keys").exists():
-            say(f"making keys for development in {keys}; pictures are signed and marked with them (vca verify)")
-            create(keys)
-        sets = [*sets, f"serving.keys={keys}"]
+    sets = _with_keys(keys, [f"serving.keys={json.dumps(str(keys))}", *sets], preset=preset, say=say)
     told: list[int] = []
     before = {sig: signal.signal(sig, lambda number, _: told.append(number)) for sig in (signal.SIGTERM, signal.SIGINT)}
     common = [f"--preset={preset}", *(f"--set={one}" for one in sets), "--with_parent"]
@@ -90,9 +93,30 @@ def serve(
             signal.signal(sig, handler)
 
 
+def _with_keys(keys: Path, sets: list[str], *, preset: str, say: Callable[[str], None]) -> list[str]:
+    """The settings of servers that sign and mark with `keys`, which are made for development where they are missing."""
+    settings = load(preset=preset, overrides=sets).serving
+    if settings.keys != keys:  # what a file or --set says would be lost without a word
+        raise SettingsError(
+            f"serving.keys: got {settings.keys}; `vca serve` takes the folder as --keys {settings.keys or 'FOLDER'}, "
+            "and for pictures without keys serving.credentials=false and serving.watermark=false"
+        )
+    if not (settings.credentials or settings.watermark):
+        return [*sets, "serving.keys=null"]
+    if not keys.exists():
+        if settings.safety.profile == "production":
+            raise ArtifactError(f"--keys {keys} does not exist; production needs keys of your own: docs/provenance.md")
+        say(f"making keys for development in {keys}; pictures are signed and marked with them (vca verify)")
+        create(keys)
+    return sets
+
+
 def _part(run: Path, name: str) -> Path | None:
-    folder = run / name
-    return folder if (folder / "adapter.json").is_file() else None
+    return run / name if _adapter(run / name) else None
+
+
+def _adapter(folder: Path) -> bool:
+    return (folder / "adapter.json").is_file()
 
 
 def _start(server: str, arguments: list[str], *, port: int) -> Served:

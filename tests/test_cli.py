@@ -199,3 +199,13 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         f"{VCA} settings | head -n 1", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (run.stdout, run.stderr) == ("seed: 0\n", "")
+
+
+@pytest.mark.parametrize(("command", "module"), [("verify picture.png", "c2pa"), ("keys keys", "cryptography")])
+def test_an_extra_that_is_not_installed(tmp_path: Path, command: str, module: str) -> None:
+    (tmp_path / "picture.png").write_bytes(b"x")
+    script = f"import sys; sys.modules[{module!r}] = None; from vca.cli import main; main()"
+    words = [sys.executable, "-c", script, *command.split()]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    refused(run, 2, f"{module} is not installed; install the project with its extra `serve`")
+    assert not (tmp_path / "keys").exists()

