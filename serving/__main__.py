@@ -7,7 +7,9 @@ python -m serving scorer --reward /mnt/models --http_port 8080 --grpc_port 8081
 from __future__ import annotations
 
 import argparse
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def serve(given: argparse.Namespace, settings: Settings, *, born: float) -> None
     from serving.parent import end_with_parent
     from serving.server import Server
 
+    set_up_logs(quiet=given.with_parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     routes = {}
     model: VcaModel[Any]
@@ -63,6 +66,23 @@ def serve(given: argparse.Namespace, settings: Settings, *, born: float) -> None
     if given.with_parent:
         end_with_parent()
     Server(model, settings=settings.serving, http_port=given.http_port, grpc_port=given.grpc_port, **routes).run()
+
+
+def set_up_logs(*, quiet: bool) -> None:
+    """Who writes into the log, and from which level on. quiet: a person reads along, as under `vca serve`."""
+    from kserve.logging import KSERVE_LOG_CONFIG, configure_logging
+    from kserve.model_server import args
+
+    # On import it advises to install a package that would fetch kernels over the network at run time.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")  # KServe's choice
+    if args.log_config_file is not None:  # --log_config_file, which is KServe's: somebody knows better
+        return
+    ours = {"handlers": ["kserve"], "level": "INFO", "propagate": False}
+    loggers = {**KSERVE_LOG_CONFIG["loggers"], "serving": ours, "vca": ours}
+    if quiet:
+        loggers = {name: {**logger, "level": "WARNING"} for name, logger in loggers.items()}
+    configure_logging({**KSERVE_LOG_CONFIG, "loggers": loggers})
 
 
 if __name__ == "__main__":

@@ -259,6 +259,12 @@ def test_a_bad_release_is_refused_and_the_old_one_serves_on(swappable: tuple[Run
     assert (status, body["release"]) == (200, serving)
 
 
+def test_a_container_s_log_tells_what_serves(generator: Running) -> None:
+    log = generator.log.read_text()
+    assert re.search(r"INFO .*vca-generator is ready, release policy-\w{12} \(imports", log)
+    assert "gemm_4bit" not in log
+
+
 def test_unloading_is_not_for_strangers(generator: Running) -> None:
     assert generator.post(f"/v2/repository/models/{generator.model}/unload", {})[0] == 400
     assert generator.get(f"/v2/models/{generator.model}/ready")[0] == 200
