@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is run from the repository and never installed
 
-from benchmarks import gpu, ppo_vs_trl
+from benchmarks import gpu, ppo_vs_trl, safety
 from benchmarks._ppo_workload import SIBLINGS, Workload
 from vca.models.stable_diffusion import LORA_TARGETS, load_pipeline
 
@@ -113,3 +113,12 @@ def test_our_side_does_the_work_that_is_compared(exported: Path) -> None:
     same = {"decoded": SIBLINGS, "optimizer_steps": 1, "unet_rows_with_graph": 2 * SIBLINGS}
     assert seen[False] == same | {"unet_rows_without_graph": 3 * SIBLINGS}
     assert seen[True] == same | {"unet_rows_without_graph": 1 * SIBLINGS}
+
+
+@pytest.mark.slow
+def test_the_safety_filter_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    safety.main(["--pictures", "16"])
+    result = last_line(capsys)
+    assert result["prompts"]["hidden"] == 0
+    assert result["drawn by the base model"]["number"] == 16
+    assert result["costs"]["one_ms"] > 0
