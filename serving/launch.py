@@ -1,4 +1,4 @@
-"""`vca serve`: the generator and the reward scorer of a run on this machine, a process each, as on the cluster."""
+"""`vca serve` and `vca studio`: a run's servers on this machine, a process each, as on the cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +21,17 @@ from vca.settings import load
 
 @dataclass(kw_only=True)
 class Served:
-    """A server's process, its model and where it listens."""
+    """A server's process, where it tells that it is ready, and what people are told then."""
 
     name: str
     process: subprocess.Popen[bytes]
     url: str
-    grpc: str
+    probe: str
+    address: str
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/v2/models/{self.name}/ready", timeout=5) as answer:
+            with urllib.request.urlopen(self.url + self.probe, timeout=5) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
@@ -61,16 +63,68 @@ def serve(
             f"{run} holds no policy and no reward model; run `vca run` first, or give --policy and --reward"
         )
     sets = _with_keys(keys, [f"serving.keys={json.dumps(str(keys))}", *sets], preset=preset, say=say)
-    told: list[int] = []
-    before = {sig: signal.signal(sig, lambda number, _: told.append(number)) for sig in (signal.SIGTERM, signal.SIGINT)}
     common = [f"--preset={preset}", *(f"--set={one}" for one in sets), "--with_parent"]
-    servers: list[Served] = []
-    try:
+    with _running(say) as servers:
         if reward is not None:
-            servers.append(_start("scorer", [f"--reward={reward}", *common], port=port + 2))
+            servers.append(_model_server("scorer", [f"--reward={reward}", *common], port=port + 2))
             common = [*common, f"--set=serving.scorer_url={servers[0].url}"]
         if policy is not None:
-            servers.append(_start("generator", [f"--policy={policy}", *common], port=port))
+            servers.append(_model_server("generator", [f"--policy={policy}", *common], port=port))
+        _wait(servers, say, ready="docs/clients.md says how to talk to them; Ctrl-C stops them")
+
+
+def studio(
+    *,
+    run: Path,
+    policy: Path | None,
+    generator: str | None,
+    keys: Path,
+    preset: str,
+    sets: list[str],
+    port: int,
+    say: Callable[[str], None],
+) -> None:
+    """Start the studio at `port`, and a generator beside it unless `generator` is the address of one.
+
+    Without a trained policy the base draws. Raises as `serve` does.
+    """
+    if policy is not None and not _adapter(policy):
+        raise ArtifactError(f"--policy {policy} holds no adapter.json; give the folder that training wrote")
+    with _running(say) as servers:
+        if generator is None:
+            policy = policy or _part(run, "evaluation/policy")
+            say(f"the generator draws with {policy or f'the untrained base: {run} holds no policy yet'}")
+            with_keys = _with_keys(keys, [f"serving.keys={json.dumps(str(keys))}", *sets], preset=preset, say=say)
+            arguments = [f"--preset={preset}", *(f"--set={one}" for one in with_keys), "--with_parent"]
+            arguments += [f"--policy={policy}"] if policy else []
+            servers.append(_model_server("generator", arguments, port=port + 1))
+            generator = servers[0].url
+        command = [sys.executable, "-m", "serving.studio", f"--preset={preset}", *(f"--set={one}" for one in sets)]
+        command += [f"--set=studio.generator_url={generator}", f"--port={port}", "--with_parent"]
+        url = f"http://127.0.0.1:{port}"
+        servers.append(Served(name="studio", process=_process(command), url=url, probe="/readyz", address=url))
+        _wait(servers, say, ready=f"open {url} in a browser; Ctrl-C stops it, and nothing is lost")
+
+
+@contextmanager
+def _running(say: Callable[[str], None]) -> Iterator[list[Served]]:
+    """The servers in the list are stopped at the end, however it comes."""
+    servers: list[Served] = []
+    try:
+        yield servers
+        say("stopping: what is under way is finished first")
+    finally:
+        for one in servers:
+            one.process.terminate()
+        for one in servers:
+            one.process.wait()
+
+
+def _wait(servers: Sequence[Served], say: Callable[[str], None], *, ready: str) -> None:
+    """Until SIGTERM or Ctrl-C. Raises ResourceError where a server ends by itself."""
+    told: list[int] = []
+    before = {sig: signal.signal(sig, lambda number, _: told.append(number)) for sig in (signal.SIGTERM, signal.SIGINT)}
+    try:
         say(f"starting {' and '.join(one.name for one in servers)}; this takes some seconds")
         waiting = list(servers)
         while not told:
@@ -79,16 +133,11 @@ def serve(
                     raise ResourceError(f"{one.name} ended with exit code {code}; its last line above says why")
             for one in [one for one in waiting if one.ready()]:
                 waiting.remove(one)
-                say(f"{one.name} is ready: {one.url} (gRPC {one.grpc})")
+                say(f"{one.name} is ready: {one.address}")
                 if not waiting:
-                    say("docs/clients.md says how to talk to them; Ctrl-C stops them")
+                    say(ready)
             time.sleep(0.2)
-        say("stopping: what is under way is finished first")
     finally:
-        for one in servers:
-            one.process.terminate()
-        for one in servers:
-            one.process.wait()
         for sig, handler in before.items():
             signal.signal(sig, handler)
 
@@ -119,12 +168,14 @@ def _adapter(folder: Path) -> bool:
     return (folder / "adapter.json").is_file()
 
 
-def _start(server: str, arguments: list[str], *, port: int) -> Served:
+def _model_server(server: str, arguments: list[str], *, port: int) -> Served:
     command = [sys.executable, "-m", "serving", server, f"--http_port={port}", f"--grpc_port={port + 1}", *arguments]
-    return Served(
-        name={"generator": "vca-generator", "scorer": "vca-reward"}[server],
-        # a group of its own: Ctrl-C is ours to pass on, so that what is under way is finished
-        process=subprocess.Popen(command, start_new_session=True),
-        url=f"http://127.0.0.1:{port}",
-        grpc=f"127.0.0.1:{port + 1}",
-    )
+    name = {"generator": "vca-generator", "scorer": "vca-reward"}[server]
+    url = f"http://127.0.0.1:{port}"
+    address = f"{url} (gRPC 127.0.0.1:{port + 1})"
+    return Served(name=name, process=_process(command), url=url, probe=f"/v2/models/{name}/ready", address=address)
+
+
+def _process(command: list[str]) -> subprocess.Popen[bytes]:
+    # a group of its own: Ctrl-C is ours to pass on, so that what is under way is finished
+    return subprocess.Popen(command, start_new_session=True)

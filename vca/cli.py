@@ -105,6 +105,32 @@ def serve_command(
     serve(run=run, policy=policy, reward=reward, keys=keys, preset=preset, sets=every, port=port, say=print)
 
 
+@app.command("studio")
+def studio_command(
+    run: Annotated[Path, typer.Option(help="Run whose generator draws.")] = Path("runs/latest"),
+    policy: Annotated[Path | None, typer.Option(help="Policy adapter instead of the run's.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Address of a generator that runs already.")] = None,
+    keys: Annotated[Path, typer.Option(help="Keys that pictures are signed with.")] = Path("runs/.keys"),
+    port: Annotated[int, typer.Option(help="First of three ports.", min=1, max=65533)] = 8090,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Open the studio on this machine: refine pictures in a browser; what is said there is kept, to learn from."""
+    from importlib.metadata import entry_points
+
+    from vca.settings import load, overrides_of
+
+    load(preset=preset, file=settings, overrides=sets)
+    server = next(iter(entry_points(group="vca.servers", name="studio")), None)
+    if server is None:
+        raise SettingsError("no studio is installed; install the project with its extras `serve` and `feedback`")
+    every = [*overrides_of(settings), *sets]
+    server.load()(
+        run=run, policy=policy, generator=generator, keys=keys, preset=preset, sets=every, port=port, say=print
+    )
+
+
 @app.command("data")
 def data_command(output: Output, preset: Preset = "local", settings: File = None, sets: Sets = []) -> None:  # noqa: B006
     """Prepare the data set: sources, filters, negatives, split, shards, manifest."""
