@@ -4,8 +4,6 @@ Every route asks who is calling, then the store, which knows nothing that is som
 store's commit; while it is down they are 503, and what was sent can be sent again under the same ids.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
