@@ -68,7 +68,12 @@ class _Keys:
         if self._client is None:
             try:
                 self._file = jwt.PyJWKSet.from_dict(json.loads(Path(place).read_text(encoding="utf-8")))
-            except (OSError, ValueError, jwt.PyJWTError) as error:
+            except (
+                OSError,
+                ValueError,
+                AttributeError,
+                jwt.PyJWTError,
+            ) as error:  # AttributeError: JSON, but no object
                 raise SettingsError(
                     f"studio.sign_in.keys {place} can't be read ({error}); give a JWKS file or an https address"
                 ) from None
