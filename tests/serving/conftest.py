@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serving_process import Running, make_policy, make_reward, serving
 
-QUICK = {"test_device", "test_tensors"}
+QUICK = {"test_device", "test_dialogues", "test_guard", "test_tensors"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

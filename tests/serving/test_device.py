@@ -111,6 +111,28 @@ def test_a_full_queue_refuses_at_once_all_or_nothing_and_says_when_to_come_back(
     asyncio.run(scene())
 
 
+def test_come_back_when_what_waits_will_be_done() -> None:
+    async def scene() -> None:
+        counter = Counter()
+        dev = device(counter, batch=1, queue=100)
+        _, task = await held(dev, counter)
+        await asyncio.sleep(0.3)  # what a unit costs, of which the moving average takes a tenth
+        counter.gate.set()
+        await task
+        units = [Count() for _ in range(100)]
+        held_again = await held(dev, counter)
+        waiting = asyncio.create_task(dev.run(units))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy) as refusal:
+            await dev.run([Count()])
+        assert refusal.value.retry_after >= 3
+        counter.gate.set()
+        await asyncio.gather(held_again[1], waiting)
+        dev.stop()
+
+    asyncio.run(scene())
+
+
 def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() -> None:
     async def scene() -> None:
         counter = Counter()

@@ -1,8 +1,9 @@
-"""The generator's own faults, made on purpose: flat pictures, a device that fails. In this process."""
+"""The generator with its device in the test's hands: what it is asked for, flat pictures, failures. In this process."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from serving import generator as module
 from serving.drawing import Picture, advance
 from serving.generator import Generator, Result
 from serving.model import Call
-from serving.order import Order
+from serving.order import SEEDS, Order
+from serving.pictures import encode
 from serving.refusal import Refused
 from vca.settings import load
 
@@ -57,6 +59,35 @@ def test_a_flat_picture_is_drawn_again_from_other_noise(monkeypatch: pytest.Monk
     assert (first, third) == (7, 9)
     assert second not in (7, 8, 9)
     assert min(picture.pixels.std() for picture in result.pictures) > 1
+
+
+def test_what_was_ordered_reaches_the_device_and_a_second_try_differs_in_its_noise_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[int, tuple[Any, ...]] = {}
+
+    def turn(pictures: list[Picture]) -> None:
+        for picture in pictures:
+            start = float(np.asarray(picture.previous).mean())
+            seen[picture.seed] = (picture.prompt, picture.steps, picture.guidance, picture.strength, start)
+        spoiling(lambda seed: seed == 7, "black")(pictures)
+
+    grey = encode(np.full((64, 64, 3), 90, np.uint8), "png", 100)
+    draw(monkeypatch, turn, prompt="x", refine=False, image=grey, steps=3, guidance=2.25, strength=0.4)
+    assert list(seen.values()) == [("x", 3, 2.25, 0.4, 90.0)] * 2
+    assert len(seen) == 2
+
+
+def test_seeds_count_on_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = draw(monkeypatch, advance, seed=SEEDS - 1, n=2)
+    assert [picture.seed for picture in result.pictures] == [SEEDS - 1, 0]
+
+
+def test_a_caller_shortens_the_deadline_and_never_lengthens_it() -> None:
+    settings = load(preset="local", overrides=["serving.deadline_s=50"]).serving
+    now = time.monotonic()
+    left = {asked: Call.of({"X-Request-Timeout": asked}, settings=settings).deadline - now for asked in ("20", "1000")}
+    assert left == {"20": pytest.approx(20, abs=5), "1000": pytest.approx(50, abs=5)}
 
 
 def test_flat_twice_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

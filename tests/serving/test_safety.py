@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from serving_process import Running, start
 
 from serving.generator import Generator
 from serving.model import Call
+from serving.openai_images import routes
 from serving.order import Order
 from serving.refusal import Refused
 from vca.safety.checker import Checker
@@ -73,9 +76,44 @@ def test_what_passes_is_shown() -> None:
     assert len(draw(0.1).pictures) == 1
 
 
-def test_a_prompt_that_is_refined_into_a_blocked_one_is_blocked() -> None:
+@pytest.mark.parametrize(
+    ("said", "before"),
+    [
+        (f"add {BLOCKED}", "red heart"),
+        ("make her sexy", "girl"),  # neither alone is blocked
+        (f"remove the {BLOCKED}", "red heart"),  # what is drawn is not blocked
+    ],
+)
+def test_what_is_said_and_what_it_is_refined_into_are_both_checked(said: str, before: str) -> None:
     with pytest.raises(Refused, match="prompt: hidden by the safety filter"):
-        draw(0.1, prompt=f"add {BLOCKED}", image=_white(), previous_prompt="red heart")
+        draw(0.1, prompt=said, image=_white(), previous_prompt=before)
+
+
+class HidesTheFirst(Stern):
+    """Finds only the first picture that it is shown bad."""
+
+    def scores(self, images: Any) -> list[float]:
+        found = super().scores(images)
+        self.score = 0.1
+        return found
+
+
+def test_a_preview_that_the_filter_hides_is_left_out() -> None:
+    async def scene() -> str:
+        generator = Generator(settings=load(preset="local"), policy=None)
+        generator.open()
+        generator.checker, generator.ready = Checker(words=WordList(SHIPPED), classifier=HidesTheFirst(0.9)), True
+        app = FastAPI()
+        routes(generator)(app)
+        order = {"prompt": "red heart", "steps": 4, "stream": True, "partial_images": 2}
+        try:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+                return (await client.post("/openai/v1/images/generations", json=order, timeout=60)).text
+        finally:
+            generator.close()
+
+    kinds = [line.partition(": ")[2] for line in asyncio.run(scene()).splitlines() if line.startswith("event: ")]
+    assert kinds == ["image_generation.partial_image", "image_generation.completed"]
 
 
 def _white() -> bytes:
