@@ -83,6 +83,7 @@ def test_what_passes_is_shown() -> None:
         ("make her sexy", "girl"),  # neither alone is blocked
         (f"remove the {BLOCKED}", "red heart"),  # what is drawn is not blocked
     ],
+    ids=["both", "what is drawn", "what is said"],
 )
 def test_what_is_said_and_what_it_is_refined_into_are_both_checked(said: str, before: str) -> None:
     with pytest.raises(Refused, match="prompt: hidden by the safety filter"):
