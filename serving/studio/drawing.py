@@ -22,6 +22,7 @@ import httpx
 from PIL import Image
 
 from vca.feedback import queue
+from vca.feedback.erasure import discard
 from vca.feedback.errors import Conflict, StoreDown
 from vca.feedback.phash import phash
 from vca.feedback.queue import Drawn, Job
@@ -178,6 +179,10 @@ class Drawing:
                     drawn=drawn,
                 )
                 break
+            except Conflict:  # cancelled or erased meanwhile: a picture that nobody knows of must not stay
+                if drawn.image_sha256 is not None:
+                    await asyncio.to_thread(discard, self.store, [drawn.image_sha256])
+                raise
             except StoreDown as error:
                 logger.warning("round %s: %s", job.round_id, error)
                 await asyncio.sleep(1.0)

@@ -44,6 +44,7 @@ def open_store(url: str, folder: Path, **settings: object) -> Store:
                 "objects": str(folder / "pictures"),
                 "key": folder / "master.key",
                 "snapshots": folder / "snapshots",
+                "features": {"folder": folder / "features"},
                 **settings,
             }
         )

@@ -6,8 +6,10 @@ One that failed may be or not: whoever sent it sends it again under the same id.
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +22,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from vca.errors import ArtifactError, SettingsError
-from vca.feedback.errors import StoreDown
+from vca.feedback.errors import NotFound, StoreDown
 
 WAIT_S = 2.5  # for a lock, a connection, a statement: callers learn within 3.5 s that the store is down
 
@@ -59,10 +61,15 @@ class Database:
             sa.event.listen(self.engine, "begin", _sqlite_begin)
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, and sees one state throughout. Raises StoreDown."""
+    def reading(self, *, long: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and sees one state throughout. Raises StoreDown.
+
+        long: a statement may take as long as it takes, for work that goes over everything.
+        """
         options: dict[str, Any] = {"reads": True} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
         with _told(), self.engine.connect().execution_options(**options) as connection:
+            if long and not self.sqlite:
+                connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
             yield connection
 
     @contextmanager
@@ -70,6 +77,62 @@ class Database:
         """A transaction: committed at the end, or nothing of it is there. Raises StoreDown."""
         with _told(), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def alone(self, work: str, *, wait_s: float = 60.0) -> Iterator[None]:
+        """One process at a time does `work`, on whatever machine; a lock goes with the process that holds it.
+
+        Raises StoreDown where another one still has it after `wait_s`.
+        """
+        deadline = time.monotonic() + wait_s
+        with _told(), self._lock(work) as taken:
+            while not taken():
+                if time.monotonic() > deadline:
+                    raise StoreDown(f"another process has been busy with {work} for {wait_s:g} s; try again later")
+                time.sleep(0.05)
+            yield
+
+    @contextmanager
+    def _lock(self, work: str) -> Iterator[Callable[[], bool]]:
+        """A function that says whether the lock is ours by now."""
+        if self.sqlite:
+            with open(f"{self.engine.url.database}.{work}.lock", "w") as file:
+
+                def locked() -> bool:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return False
+                    return True
+
+                yield locked
+            return
+        statement = sa.text("SELECT pg_try_advisory_lock(8421, hashtext(:work))")
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            try:
+                yield lambda: bool(connection.execute(statement, {"work": work}).scalar_one())
+            finally:
+                connection.detach()  # closed rather than given back to the pool: the lock ends with it
+
+    def forget(self) -> None:
+        """See to it that deleted rows leave no bytes behind. Raises StoreDown where others read for too long.
+
+        SQLite overwrites what it deletes, but its write-ahead log keeps the old pages until it is cut. PostgreSQL's
+        dead rows go with VACUUM, what its own log still holds when that is recycled.
+        """
+        with _told():
+            if self.sqlite:
+                with self.engine.connect().execution_options(reads=True) as connection:
+                    raw = connection.connection.dbapi_connection
+                    assert raw is not None
+                    busy = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                if busy:
+                    raise StoreDown("the store's write-ahead log can't be cut while others read it; try again")
+            else:
+                with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    connection.execute(sa.text("SET statement_timeout = 0"))
+                    connection.execute(sa.text("VACUUM"))
+                    connection.detach()
 
     def ping(self) -> None:
         """Raises StoreDown where the database doesn't answer."""
@@ -114,10 +177,19 @@ def _told() -> Iterator[None]:
         yield
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         raise StoreDown(f"the feedback store can't be reached or written ({_reason(error)}); try again") from error
+    except sa.exc.IntegrityError as error:
+        if not _orphan(error):
+            raise
+        raise NotFound("what this belongs to was erased meanwhile") from error
     except sa.exc.DBAPIError as error:
         if not error.connection_invalidated:
             raise
         raise StoreDown(f"the feedback store went away ({_reason(error)}); try again") from error
+
+
+def _orphan(error: sa.exc.IntegrityError) -> bool:
+    """Whether a row refers to one that is gone."""
+    return getattr(error.orig, "sqlstate", None) == "23503" or "FOREIGN KEY" in str(error.orig)
 
 
 def _reason(error: sa.exc.SQLAlchemyError) -> str:

@@ -34,6 +34,22 @@ class RuleSettings(BaseModel):
     )
 
 
+class FeatureSettings(BaseModel):
+    """Feast: where features are kept for training (offline), and for whoever asks at run time (online)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Path = Field(
+        Path("runs/feedback/features"), description="folder of the offline Parquet files and Feast's registry"
+    )
+    online: str = Field(
+        "sqlite",
+        description="the online store: sqlite (a file in `folder`), redis://HOST:PORT/DB (password from "
+        "REDIS_PASSWORD) or postgresql://USER@HOST/NAME (password from PGPASSWORD)",
+        pattern=r"^(sqlite$|redis://|postgresql://)",
+    )
+
+
 class FeedbackSettings(BaseModel):
     """Where the store is, and what becomes of what it holds."""
 
@@ -57,4 +73,5 @@ class FeedbackSettings(BaseModel):
     probe_share: float = Field(
         0.03, description="share of rounds that are shown once more, in another order", ge=0, le=1
     )
+    features: FeatureSettings = Field(default_factory=FeatureSettings, description="Feast's stores")
     rules: RuleSettings = Field(default_factory=RuleSettings, description="how events become training pairs")

@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from stores import begun, drawn, new_id, open_store, picture, say, shown
+
+from vca.feedback import dialogues, erasure, events, queue, sharing
+from vca.feedback.dialogues import RoundRequest, Words
+from vca.feedback.erasure import STEPS, erase, subject_of
+from vca.feedback.errors import Conflict, NotFound
+from vca.feedback.queue import Drawn
+from vca.feedback.schema import (
+    consent_event,
+    dataset_snapshot,
+    erasure_request,
+    metadata,
+    snapshot_subject,
+    store_state,
+    training_run,
+)
+from vca.feedback.store import Person, Store, erasure_epoch, now
+
+SECRET = "Violet-Zeppelin-0417"  # in whatever she wrote
+
+
+def told_everywhere(store: Store, person: Person) -> bytes:
+    """Her words in every place where the store takes words; a picture that is hers alone."""
+    store.agree(person, {"train": True})
+    dialogue_id, round_id = begun(store, person, f"{SECRET} prompt")
+    drawn(store, first_seed=4170)
+    seen = events.present(store, person, round_id=round_id)
+    say(store, person, seen, "critique", text=f"{SECRET} critique")
+    say(store, person, seen, "report", 0, body={"reason": "other"}, text=f"{SECRET} report")
+    say(store, person, seen, "pick", 1)
+    words = Words(prompt=f"{SECRET} again", prompt_refined=SECRET, critique=SECRET, keep=(SECRET,), notice=SECRET)
+    request = RoundRequest(
+        round_id=new_id(), words=words, parent_round_id=round_id, parent_candidate_id=seen.slots[1], strength=0.5
+    )
+    dialogues.ask(store, person, dialogue_id=dialogue_id, request=request)
+    drawn(store)
+    sharing.share(store, person, dialogue_id=dialogue_id, days=7)
+    events.present(store, person, round_id=round_id, again=True)
+    return picture(4170)
+
+
+def snapshot_of(store: Store, folder: Path, *people: Person, name: str = "s1") -> Path:
+    """What `vca.feedback.snapshot` leaves, as far as erasure is concerned."""
+    place = folder / "snapshots" / name
+    for part in ("pairs", "dialogues", "events"):
+        (place / part).mkdir(parents=True)
+        (place / part / "train.parquet").write_text(f"PAR1 {SECRET}")
+    (place / "manifest.json").write_text(json.dumps({"snapshot_id": name}))
+    with store.database.writing() as connection:
+        values = {"as_of": now(), "rule_version": "1", "erasure_epoch": 0, "n_pairs": 1, "n_dialogues": 1}
+        values |= {"manifest_sha256": "0" * 64, "folder": str(place), "created_at": now()}
+        connection.execute(sa.insert(dataset_snapshot).values(snapshot_id=name, **values))
+        for person in people:
+            row = {"snapshot_id": name, "subject_id": person.subject_id, "n_pairs": 1}
+            connection.execute(sa.insert(snapshot_subject).values(row))
+    return place
+
+
+def trained_on(runs: Path, snapshot: str) -> None:
+    """A run's folder, and the cache that it shares files with."""
+    watermark = f"emoji@0 feedback@{snapshot}"
+    for data in (runs / ".cache/data/k1", runs / "r1/data"):
+        data.mkdir(parents=True)
+        (data / "pairs.parquet").write_text(SECRET)
+        (data / "manifest.json").write_text(json.dumps({"watermark": watermark}))
+        (data / "stage.json").write_text(json.dumps({"stage": "data", "digest": f"d-{snapshot}"}))
+    (runs / "r1/reward").mkdir()
+    (runs / "r1/reward/adapter.json").write_text(json.dumps({"data_watermark": watermark}))
+    evaluation = runs / "r1/evaluation"
+    (evaluation / "pictures").mkdir(parents=True)
+    (evaluation / "pictures/00.png").write_text(SECRET)
+    (evaluation / "evaluation.json").write_text(SECRET)
+    (evaluation / "policy").mkdir()
+    (evaluation / "policy/adapter.json").write_text(json.dumps({"watermark": watermark}))
+    (evaluation / "stage.json").write_text(json.dumps({"made_from": {"inputs": {"data": f"d-{snapshot}"}}}))
+    (runs / "r1/report.json").write_text(json.dumps({"data": {"watermark": watermark}}))
+    (runs / "r1/report.html").write_text(SECRET)
+    attempt = runs / ".cache/data/k2.partial/result"
+    attempt.mkdir(parents=True)
+    (attempt / "pairs.parquet").write_text(SECRET)
+
+
+def files_with(folder: Path, *wanted: bytes) -> list[str]:
+    """Files below `folder` that hold any of these bytes."""
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and any(one in path.read_bytes() for one in wanted)
+    ]
+
+
+def test_nothing_of_an_erased_person_is_left_in_any_file(store: Store, tmp_path: Path) -> None:
+    ann, bob = store.person("ann"), store.person("bob")
+    hers = told_everywhere(store, ann)
+    his = shown(store, bob, "red heart")
+    say(store, bob, his, "pick", 0)
+    snapshot_of(store, tmp_path, ann, bob)
+    trained_on(tmp_path / "runs", "s1")
+    with store.database.reading() as connection:
+        key = connection.execute(sa.text("SELECT dek_wrapped FROM subject WHERE auth_hmac = :a"), {"a": _auth(store)})
+        wrapped = bytes(key.scalar_one())
+        sealed = [bytes(row) for row in connection.execute(sa.text("SELECT words_enc FROM round")).scalars()]
+    assert files_with(tmp_path, SECRET.encode())
+    assert files_with(tmp_path, hers)
+
+    done = erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+
+    his_words = {bytes(row) for row in rows(store, "SELECT words_enc FROM round")}
+    wanted = [SECRET.encode(), hers, wrapped, *(one for one in sealed if one not in his_words)]
+    assert files_with(tmp_path, *wanted) == []
+    assert done.completed_at is not None
+    assert set(done.receipts) == {"database", *STEPS}
+    assert done.snapshots == ("s1",)
+    assert [Path(one["folder"]).name for one in done.releases] == ["policy", "reward"]
+    assert done.due_at - done.requested_at == erasure.DUE
+    manifest = json.loads((tmp_path / "snapshots/s1/manifest.json").read_text())
+    assert manifest["erased"] is True
+    # and Bob's is all there
+    assert store.objects.get(_digest_of(store, bob, his.slots[0])) is not None
+    assert len(rows(store, "SELECT event_id FROM feedback_event")) == 1
+
+
+def test_no_row_refers_to_the_person_any_more(store: Store) -> None:
+    ann = store.person("ann")
+    told_everywhere(store, ann)
+    before = len(metadata.sorted_tables)
+
+    erase(store, subject_id=ann.subject_id)
+
+    left = {table.name: len(rows(store, f"SELECT * FROM {table.name}")) for table in metadata.sorted_tables}
+    assert before == len(left)
+    assert {name: count for name, count in left.items() if count} == {"erasure_request": 1, "store_state": 1}
+    assert "todo" not in erasure.receipt(store, subject_id=ann.subject_id).receipts
+    (request,) = rows(store, "SELECT receipts FROM erasure_request")
+    assert "pictures" not in (request if isinstance(request, dict) else json.loads(request))["todo"]
+
+
+def test_a_second_erasure_answers_with_the_receipts(store: Store) -> None:
+    ann = store.person("ann")
+    told_everywhere(store, ann)
+    with store.database.reading() as connection:
+        epoch = erasure_epoch(connection)
+
+    first = erase(store, subject_id=ann.subject_id)
+    second = erase(store, subject_id=ann.subject_id)
+
+    assert first == second
+    with store.database.reading() as connection:
+        assert erasure_epoch(connection) == epoch + 1
+    with pytest.raises(NotFound):
+        erase(store, subject_id=new_id())
+    with pytest.raises(NotFound):
+        subject_of(store, "ann")
+    with pytest.raises(NotFound):
+        store.known(ann.subject_id)
+    assert store.person("ann").subject_id != ann.subject_id
+
+
+def test_a_picture_that_somebody_else_has_too_stays(store: Store) -> None:
+    ann, bob = store.person("ann"), store.person("bob")
+    for person in (ann, bob):
+        begun(store, person)
+        drawn(store, first_seed=7)
+
+    done = erase(store, subject_id=ann.subject_id)
+
+    assert done.receipts["pictures"]["kept_for_others"] == 4
+    assert store.objects.get(_sha(picture(7))) == picture(7)
+    assert erase(store, subject_id=bob.subject_id).receipts["pictures"]["deleted"] == 4
+    assert store.objects.get(_sha(picture(7))) is None
+
+
+def test_only_snapshots_with_the_person_become_invalid(store: Store, tmp_path: Path) -> None:
+    ann, bob = store.person("ann"), store.person("bob")
+    with_her = snapshot_of(store, tmp_path, ann, bob, name="s1")
+    without = snapshot_of(store, tmp_path, bob, name="s12")
+    trained_on(tmp_path / "runs", "s12")
+    with store.database.writing() as connection:
+        values = {"run_id": "r0", "snapshot_id": "s1", "folder": "/elsewhere", "at": now()}
+        connection.execute(sa.insert(training_run).values(values))
+
+    done = erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+
+    reasons = {row.snapshot_id: row.invalid_reason for row in _table(store, dataset_snapshot)}
+    assert reasons == {"s1": "erased", "s12": None}
+    assert sorted(path.name for path in with_her.iterdir()) == ["manifest.json"]
+    assert len(list(without.iterdir())) == 4
+    assert (tmp_path / "runs/r1/data/pairs.parquet").exists()
+    assert (tmp_path / "runs/r1/report.html").exists()
+    assert done.releases == ({"run": "r0", "folder": "/elsewhere", "snapshots": ["s1"]},)
+
+
+def test_who_is_erased_while_they_write_finds_nothing(store: Store) -> None:
+    ann = store.person("ann")
+    _, round_id = begun(store, ann)
+    job = queue.claim(store, worker="w")
+    assert job is not None
+    erase(store, subject_id=ann.subject_id)
+
+    with pytest.raises(NotFound):
+        begun(store, ann)
+    with pytest.raises(NotFound):
+        store.agree(ann, {"train": True})
+    with pytest.raises(NotFound):
+        events.present(store, ann, round_id=round_id)
+    late = Drawn(state="ready", safety="pass", image_sha256=store.objects.put(picture(1)))
+    with pytest.raises(Conflict):
+        queue.put(store, round_id=round_id, worker="w", candidate_id=job.waiting[0][0], drawn=late)
+    erasure.discard(store, [_sha(picture(1))])
+    assert store.objects.get(_sha(picture(1))) is None
+    assert queue.claim(store, worker="w") is None
+
+
+def test_consent_taken_back_is_no_erasure(store: Store) -> None:
+    ann = store.person("ann")
+    told_everywhere(store, ann)
+    counts = {table.name: len(_table(store, table)) for table in metadata.sorted_tables}
+
+    store.agree(ann, {"train": False})
+
+    counts["consent_event"] += 1
+    assert counts == {table.name: len(_table(store, table)) for table in metadata.sorted_tables}
+
+
+def test_a_very_long_dialogue_is_erased_too(store: Store) -> None:
+    ann = store.person("ann")
+    begun(store, ann)
+    with store.database.writing() as connection:
+        first = dict(connection.execute(sa.text("SELECT * FROM round")).one()._mapping)
+        parent = first["round_id"]
+        for depth in range(2, 1200):  # SQLite nests 1000 cascades
+            made = new_id()
+            made = made.replace("-", "") if store.database.sqlite else made
+            row = {**first, "round_id": made, "parent_round_id": parent, "depth": depth}
+            columns = ", ".join(row)
+            connection.execute(sa.text(f"INSERT INTO round ({columns}) VALUES (:{', :'.join(row)})"), row)
+            parent = made
+
+    erase(store, subject_id=ann.subject_id)
+
+    assert rows(store, "SELECT round_id FROM round") == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stores import open_store
+from vca.feedback import erasure
+
+url, folder, subject, point = sys.argv[1:]
+store = open_store(url, Path(folder))
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(step):
+    def run(work):
+        found = step(work)
+        die()
+    return run
+
+if point == "begun":
+    erasure.finish = die
+elif point == "before commit":
+    erasure.new_id = die  # of the request, which is written last
+elif point.startswith("in "):
+    erasure.STEPS[point[3:]] = after(erasure.STEPS[point[3:]])
+elif point == "between pictures":
+    delete, done = store.objects.delete, []
+    store.objects.delete = lambda digest: die() if done else done.append(delete(digest))
+erasure.erase(store, subject_id=subject, runs=Path(folder) / "runs")
+"""
+
+
+def test_killed_at_any_point_it_goes_on(store: Store, tmp_path: Path) -> None:
+    ann = store.person("ann")
+    hers = told_everywhere(store, ann)
+    snapshot_of(store, tmp_path, ann)
+    trained_on(tmp_path / "runs", "s1")
+    url = store.settings.url
+
+    for point in ("before commit", "begun", "between pictures", *(f"in {step}" for step in STEPS)):
+        paths = os.pathsep.join([str(Path(erasure.__file__).parents[2]), str(Path(__file__).parent)])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([paths, os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, "-c", KILLED, url, str(tmp_path), ann.subject_id, point]
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert ended.returncode == -signal.SIGKILL, (point, ended.stderr)
+        if point == "before commit":
+            assert store.known(ann.subject_id).subject_id == ann.subject_id
+            assert _table(store, erasure_request) == []
+        else:
+            with pytest.raises(NotFound):
+                store.known(ann.subject_id)
+    assert erasure.receipt(store, subject_id=ann.subject_id).completed_at is None
+
+    done = erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+
+    assert done.completed_at is not None
+    assert set(done.receipts) == {"database", *STEPS}
+    assert files_with(tmp_path, SECRET.encode(), hers) == []
+    assert [Path(one["folder"]).name for one in done.releases] == ["policy", "reward"]
+    epoch = next(row.value for row in _table(store, store_state) if row.name == "erasure_epoch")
+    assert epoch == 1
+
+
+def test_the_command_erases_and_says_so(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from vca.cli_feedback import app
+
+    url = f"sqlite:///{tmp_path}/store.sqlite"
+    store = open_store(url, tmp_path)
+    told_everywhere(store, store.person("local"))
+    sets = [f"feedback.{key}={value}" for key, value in store.settings.model_dump(mode="json").items() if key in KEYS]
+    sets += [f"feedback.features.folder={tmp_path}/features"]
+    options = [part for one in sets for part in ("--set", one)] + ["--runs", str(tmp_path / "runs")]
+
+    answer = CliRunner().invoke(app, ["erase", "--identity", "local", *options])
+
+    assert answer.exit_code == 0, answer.output
+    assert "erased, request" in answer.output
+    assert CliRunner().invoke(app, ["erase", *options]).output == "0 interrupted erasures finished\n"
+    assert isinstance(CliRunner().invoke(app, ["erase", "--identity", "local", *options]).exception, NotFound)
+    assert _table(store, consent_event) == []
+
+
+KEYS = ("url", "objects", "key", "snapshots")
+
+
+def rows(store: Store, statement: str) -> list[object]:
+    with store.database.reading() as connection:
+        return list(connection.execute(sa.text(statement)).scalars())
+
+
+def _table(store: Store, table: sa.Table) -> list[sa.Row]:
+    with store.database.reading() as connection:
+        return list(connection.execute(sa.select(table)))
+
+
+def _auth(store: Store) -> str:
+    return store.vault.hmac("identity ann")
+
+
+def _sha(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest_of(store: Store, person: Person, candidate_id: str) -> str:
+    found = dialogues.picture(store, person, candidate_id)
+    assert found is not None
+    return found
