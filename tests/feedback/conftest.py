@@ -6,18 +6,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from stores import open_store, postgresql
+from postgres import Postgres, postgres
+from stores import open_store
 
 from vca.feedback.store import Store
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL server of this session's own."""
-    with postgresql(tmp_path_factory.mktemp("postgresql")) as url:
-        yield url
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL server of this session's own."""
+    with postgres() as running:
+        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -25,11 +25,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store."""
     url = f"sqlite:///{tmp_path}/store.sqlite"
     if request.param == "postgresql":
-        server = request.getfixturevalue("server")
-        name = f"t{uuid.uuid4().hex}"
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        url = server.replace("/postgres?", f"/{name}?")
+        url = request.getfixturevalue("server").create(f"t{uuid.uuid4().hex}")
     opened = open_store(url, tmp_path)
     yield opened
     opened.close()

