@@ -316,3 +316,10 @@ def test_what_cannot_be_scored_is_refused_with_a_reason(scorer: Running, body: d
     status, answer = scorer.post(INFER, body)
     assert 400 <= status < 500
     assert re.search(reason, answer["error"]), answer
+
+
+def test_more_rows_than_a_request_may_have_are_refused(scorer: Running) -> None:
+    prompt = {"name": "prompt", "datatype": "BYTES", "shape": [257], "data": ["cat"] * 257}
+    image = {"name": "image", "datatype": "UINT8", "shape": [257, 1, 1, 3], "data": [0] * 771}
+    status, answer = scorer.post(INFER, {"inputs": [prompt, image]})
+    assert (status, answer["error"]) == (400, "257 rows: 1 to 256 may be asked for at once")
