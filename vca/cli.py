@@ -28,6 +28,7 @@ EXTRAS = {  # by module: the extra of pyproject.toml that brings it
     **dict.fromkeys(("accelerate", "bitsandbytes", "deepspeed", "diffusers", "httpx", "matplotlib", "openai"), "train"),
     **dict.fromkeys(("peft", "safetensors", "tokenizers", "torch", "transformers"), "train"),
     **dict.fromkeys(("kfp", "kfp_kubernetes"), "pipelines"),
+    **dict.fromkeys(("alembic", "duckdb", "feast", "krippendorff", "psycopg", "sqlalchemy", "uuid6"), "feedback"),
 }
 
 app = typer.Typer(

@@ -25,17 +25,11 @@ Sets = Annotated[list[str], typer.Option("--set", help="One setting: --set feedb
 
 @contextmanager
 def opened(preset: str, settings: Path | None, sets: list[str]) -> Iterator[Store]:
-    """The store that the settings name. Raises SettingsError where the extra `feedback` is not installed."""
-    from vca.errors import SettingsError
+    """The store that the settings name."""
+    from vca.feedback.store import Store
     from vca.settings import load
 
     loaded = load(preset=preset, file=settings, overrides=sets)
-    try:
-        from vca.feedback.store import Store
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"the feedback store needs {error.name}; install the project with its extra `feedback`"
-        ) from None
     store = Store.open(loaded.feedback)
     try:
         yield store

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from types import FrameType
@@ -130,6 +131,8 @@ def serve(store: Store, settings: StudioSettings, *, port: int) -> None:
         h11_max_incomplete_event_size=32_000,
         lifespan="on",
     )
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, lambda *_: None)  # uvicorn takes them while it serves, and raises them again after
     _Server(config, studio).run()
 
 

@@ -103,9 +103,9 @@ class History:
     replayed: int = 0
 
 
-def write(app: App, seen: Sequence[events.Presentation], stop: threading.Event) -> History:
-    """A client per presentation, each sending picks one after the other until told to stop, and then its last one."""
-    history, lock = History(), threading.Lock()
+def write(app: App, seen: Sequence[events.Presentation], stop: threading.Event, history: History) -> None:
+    """A client per presentation, each sending picks one after the other until told to stop, the last one too."""
+    lock = threading.Lock()
 
     def client(presentation: events.Presentation) -> None:
         with httpx.Client(base_url=app.address, timeout=10, trust_env=False) as http:
@@ -123,7 +123,6 @@ def write(app: App, seen: Sequence[events.Presentation], stop: threading.Event) 
         thread.start()
     for thread in threads:
         thread.join()
-    return history
 
 
 def _until_acknowledged(http: httpx.Client, sent: dict[str, Any], history: History, lock: threading.Lock) -> None:
@@ -163,16 +162,12 @@ def check(store: Store, history: History) -> Found:
     return Found(stored=len(stored), lost=lost, doubled=doubled)
 
 
-def after_kills(
-    history: Callable[[], History], kill: Callable[[], None], *, pause: float
-) -> float:
-    """Kill, and how long it took from then until the next acknowledgement, in seconds."""
-    started = time.monotonic()
+def until_acknowledged(history: History, kill: Callable[[], None]) -> float:
+    """Kill; how long it took from then until the next acknowledgement, in seconds."""
     kill()
+    started = time.monotonic()
     while True:
-        times = list(history().acknowledged.values())
-        if times and max(times) > started:
-            first = min(moment for moment in times if moment > started)
-            time.sleep(pause)
-            return first - started
-        time.sleep(0.02)
+        later = [moment for moment in list(history.acknowledged.values())[-100:] if moment > started]
+        if later:
+            return min(later) - started
+        time.sleep(0.01)

@@ -43,7 +43,15 @@ class Postgres:
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def start(self, *, wait: bool = True) -> None:
-        command = [str(binaries() / "postgres"), "-D", str(self.data), "-k", str(self.folder), "-c", "listen_addresses="]
+        command = [
+            str(binaries() / "postgres"),
+            "-D",
+            str(self.data),
+            "-k",
+            str(self.folder),
+            "-c",
+            "listen_addresses=",
+        ]
         log = (self.folder / "log").open("ab")
         with log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **self._as)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """What was made of a snapshot, found on disk by what its files say of where their data came from.
 
 Prepared data (`vca.data`) and adapters (`vca.reward`, `vca.diffusion`) name their snapshots in a watermark,
-"feedback@SNAPSHOT"; a result of the evaluation names the prepared data by digest, and quotes their prompts and pictures.
+"feedback@SNAPSHOT"; a result of the evaluation names the prepared data by digest, and quotes prompts and pictures.
 """
 
 from __future__ import annotations
