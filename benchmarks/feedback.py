@@ -33,9 +33,9 @@ from crashes import App, History, check, new_id, seen_by, settings_of, until_ack
 from postgres import postgres
 from serving_process import free_ports
 
-from vca.feedback import events
 from vca.feedback.database import Database
 from vca.feedback.events import Event, Presentation
+from vca.feedback.recording import Recorder
 from vca.feedback.store import Store
 
 CLIENTS = 8
@@ -76,7 +76,7 @@ def rate(write_one: Callable[[int], None], *, seconds: float) -> float:
 def throughput(store: Store, *, turns: int, seconds: float) -> dict[str, Any]:
     """Medians of turns, store and bare one after the other."""
     seen = seen_by(store, CLIENTS)
-    person = store.person("local")
+    person, recorder = store.person("local"), Recorder(store)
     raw = [store.database.engine.raw_connection() for _ in range(CLIENTS)]
     for one in raw:
         one.detach()  # not the pool's any more
@@ -88,7 +88,7 @@ def throughput(store: Store, *, turns: int, seconds: float) -> dict[str, Any]:
     def through_store(number: int) -> None:
         one = seen[number]
         sent = Event(event_id=new_id(), presentation_id=one.presentation_id, kind="pick", target=one.slots[:1])
-        events.record(store, person, sent)
+        recorder.record(person, sent)
 
     def bare(number: int) -> None:
         cursor = raw[number].cursor()

@@ -24,6 +24,7 @@ from vca.feedback import dialogues, events, queue, sharing
 from vca.feedback.dialogues import OPEN, RoundRequest, Words
 from vca.feedback.errors import StoreDown
 from vca.feedback.events import Event, Gate
+from vca.feedback.recording import Recorder
 from vca.feedback.store import Person, Store
 from vca.service import StudioSettings
 
@@ -38,6 +39,7 @@ class Studio:
     def __init__(self, store: Store, settings: StudioSettings) -> None:
         self.store, self.settings = store, settings
         self.sign_in = identity.sign_in(settings.sign_in)
+        self.recorder = Recorder(store)
         self.changes = Changes()
         self.drawing = Drawing(store, settings, changed=self.changes.tell)
         self.generator = httpx.AsyncClient(base_url=settings.generator_url, timeout=5.0, trust_env=False)
@@ -190,7 +192,7 @@ def routes(studio: Studio) -> APIRouter:
     @router.post("/events")
     def record(sent: Event, person: Caller) -> Response:
         studio.events_per_person.take(person.subject_id)
-        recorded = events.record(store, person, sent, gates=gates(sent))
+        recorded = studio.recorder.record(person, sent, gates=gates(sent))
         body = {
             "event_id": recorded.event_id,
             "received_at": recorded.received_at.isoformat(),

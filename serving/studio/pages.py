@@ -173,7 +173,7 @@ def _choose(studio: Studio, person: Person, shown: dict[str, Any], action: str, 
         fields["supersedes"] = previous["event_id"]
     event = _read(Event, {**fields, "target": wanted, "input": "mouse"}, *fields, "target", "input")
     studio.events_per_person.take(person.subject_id)
-    events.record(studio.store, person, event)
+    studio.recorder.record(person, event)
 
 
 async def _next(studio: Studio, person: Person, dialogue_id: str, shown: dict[str, Any], form: dict[str, str]) -> str:

@@ -12,8 +12,9 @@ from PIL import Image
 from vca.feedback import dialogues, events, queue
 from vca.feedback.database import Database
 from vca.feedback.dialogues import RoundRequest, Words
-from vca.feedback.events import Event, Presentation, Recorded
+from vca.feedback.events import Event, Presentation
 from vca.feedback.queue import Drawn
+from vca.feedback.recording import Recorded, record
 from vca.feedback.settings import FeedbackSettings
 from vca.feedback.store import Person, Store
 
@@ -88,4 +89,4 @@ def say(store: Store, person: Person, seen: Presentation, kind: str, *slots: int
     """An event about the pictures in these slots of what was seen."""
     fields = {"event_id": new_id(), "presentation_id": seen.presentation_id, "kind": kind, **more}
     event = Event.model_validate({**fields, "target": [seen.slots[slot] for slot in slots]})
-    return events.record(store, person, event)
+    return record(store, person, event)

@@ -12,7 +12,8 @@ from stores import begun, drawn, new_id, say, shown
 
 from vca.feedback import events
 from vca.feedback.errors import Conflict, NotFound, Unacceptable
-from vca.feedback.events import Event, record
+from vca.feedback.events import Event
+from vca.feedback.recording import Recorder, Sent, record, record_all
 from vca.feedback.schema import feedback_event, outbox
 from vca.feedback.store import Store
 
@@ -27,8 +28,9 @@ def test_fifty_threads_with_one_event_make_one_row(store: Store) -> None:
     seen = shown(store, ann)
     event = Event(event_id=new_id(), presentation_id=seen.presentation_id, kind="pick", target=seen.slots[:1])
 
+    recorder = Recorder(store)
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: record(store, ann, event), range(50)))
+        answers = list(pool.map(lambda _: recorder.record(ann, event), range(50)))
 
     assert len(rows(store)) == len(rows(store, outbox)) == 1
     assert sorted(answer.replayed for answer in answers) == [False] + [True] * 49
@@ -45,6 +47,40 @@ def test_the_same_id_with_another_body_is_a_conflict_and_changes_nothing(store: 
         record(store, ann, first.model_copy(update={"target": seen.slots[1:2]}))
 
     assert rows(store)[0].target == list(seen.slots[:1])
+
+
+def test_events_of_one_group_have_each_their_own_answer(store: Store) -> None:
+    """One transaction for all, and nobody's mistake is another's."""
+    ann, bob = store.person("ann"), store.person("bob")
+    seen, his = shown(store, ann), shown(store, bob)
+    first = Event(event_id=new_id(), presentation_id=seen.presentation_id, kind="pick", target=seen.slots[:1])
+    other_body = first.model_copy(update={"target": seen.slots[1:2]})
+    not_shown = first.model_copy(update={"event_id": new_id(), "target": his.slots[:1]})
+    not_hers = first.model_copy(update={"event_id": new_id(), "presentation_id": his.presentation_id})
+    his_own = Event(event_id=new_id(), presentation_id=his.presentation_id, kind="accept", target=his.slots[:1])
+    sent = [Sent(person=ann, event=one) for one in (first, first, other_body, not_shown, not_hers)]
+
+    answers = record_all(store, [*sent, Sent(person=bob, event=his_own), Sent(person=bob, event=first)])
+
+    kinds = [getattr(answer, "replayed", type(answer)) for answer in answers]
+    assert kinds == [False, True, Conflict, Unacceptable, NotFound, False, NotFound]
+    assert {row.event_id for row in rows(store)} == {first.event_id, his_own.event_id}
+    assert len(rows(store, outbox)) == 2
+
+
+def test_a_fault_of_one_event_is_nobody_elses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = store.person("ann")
+    seen = shown(store, ann)
+    sent = [
+        Event(event_id=new_id(), presentation_id=seen.presentation_id, kind="pick", target=seen.slots[n : n + 1])
+        for n in range(3)
+    ]
+    broken = sent[1].model_copy(update={"client_version": 5.0 + 1j})  # no database takes it
+
+    answers = record_all(store, [Sent(person=ann, event=one) for one in (sent[0], broken, sent[2])])
+
+    assert [isinstance(answer, Exception) for answer in answers] == [False, True, False]
+    assert len(rows(store)) == 2
 
 
 def test_a_picture_that_was_not_shown_cannot_be_picked(store: Store) -> None:

@@ -12,23 +12,22 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from vca.feedback.errors import Conflict, NotFound, Unacceptable
+from vca.feedback.errors import NotFound, Unacceptable
 from vca.feedback.schema import (
     candidate,
     dialogue,
     feedback_event,
-    outbox,
     presentation,
     quality_probe,
     round_,
 )
-from vca.feedback.store import Person, Store, digest, insert_once, new_id, now
+from vca.feedback.store import Person, Store, insert_once, new_id, now
 
 Kind = Literal[
     "pick", "pair", "tie_good", "all_bad", "rate", "critique", "accept", "regenerate", "download", "report", "retract"
@@ -135,15 +134,6 @@ class Presentation:
     probe: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """received_at: when the store knew it. replayed: it was known before."""
-
-    event_id: str
-    received_at: datetime
-    replayed: bool
-
-
 def present(
     store: Store,
     person: Person,
@@ -240,64 +230,6 @@ def presented(store: Store, person: Person, dialogue_id: str) -> dict[tuple[str,
     }
 
 
-def record(store: Store, person: Person, event: Event, *, gates: Mapping[str, Gate] | None = None) -> Recorded:
-    """Write an event down, once. gates: what was made of it by checks for abuse; stored with it, never a refusal.
-
-    Raises NotFound for a presentation that is not this person's; Unacceptable where it says what can't be; Conflict
-    where the id belongs to another event; StoreDown, and then nothing is stored or the same id can be sent again.
-    """
-    rule = RULES[event.kind]
-    body = _body(rule, event)
-    sha256 = store.vault.hmac(digest(event.model_dump(mode="json")))
-    with store.database.writing() as connection:
-        row = connection.execute(
-            sa.select(presentation.c.slots, presentation.c.shown_at, presentation.c.round_id, round_.c.dialogue_id)
-            .join(round_, round_.c.round_id == presentation.c.round_id)
-            .join(dialogue, dialogue.c.dialogue_id == round_.c.dialogue_id)
-            .where(presentation.c.presentation_id == event.presentation_id, dialogue.c.subject_id == person.subject_id)
-        ).first()
-        if row is None:
-            raise NotFound(f"no presentation {event.presentation_id}")
-        if not set(event.target) <= set(row.slots):
-            raise Unacceptable("target: a picture that was not shown there")
-        _check_superseded(connection, person, event)
-        received = now()
-        values = {
-            "event_id": event.event_id,
-            "subject_id": person.subject_id,
-            "dialogue_id": row.dialogue_id,
-            "round_id": row.round_id,
-            "presentation_id": event.presentation_id,
-            "kind": event.kind,
-            "version": event.version,
-            "body": body,
-            "text_enc": None if event.text is None else person.key.seal(event.text, row=event.event_id),
-            "body_sha256": sha256,
-            "target": list(event.target),
-            "supersedes": event.supersedes,
-            "client_at": _utc(event.client_at),
-            "event_at": _clamped(event.client_at, row.shown_at, received),
-            "received_at": received,
-            "dwell_ms": event.dwell_ms,
-            "input": event.input,
-            "client_version": event.client_version,
-            "gates": dict(gates or {}),
-        }
-        if not insert_once(connection, feedback_event, values):
-            return _replayed(connection, person, event, sha256)
-        payload = {"event_id": event.event_id, "kind": event.kind}
-        connection.execute(
-            sa.insert(outbox).values(topic="feedback", key=row.dialogue_id, payload=payload, created_at=received)
-        )
-        if event.kind == "accept":
-            connection.execute(
-                sa.update(dialogue)
-                .where(dialogue.c.dialogue_id == row.dialogue_id)
-                .values(status="accepted", closed_at=received)
-            )
-    return Recorded(event_id=event.event_id, received_at=received, replayed=False)
-
-
 def said(store: Store, person: Person, dialogue_id: str) -> list[sa.Row[Any]]:
     """The person's events in a dialogue, in the order in which they came: what a page shows again after a reload."""
     statement = (
@@ -316,46 +248,6 @@ def said(store: Store, person: Person, dialogue_id: str) -> list[sa.Row[Any]]:
         return list(connection.execute(statement))
 
 
-def _body(rule: _Rule, event: Event) -> dict[str, Any]:
-    if not rule.fewest <= len(event.target) <= rule.most or len(set(event.target)) != len(event.target):
-        allowed = f"{rule.fewest}" if rule.fewest == rule.most else f"{rule.fewest} to {rule.most}"
-        raise Unacceptable(f"target: {event.kind} is about {allowed} different pictures, {len(event.target)} are given")
-    if (event.kind == "retract") != (event.supersedes is not None) and event.kind == "retract":
-        raise Unacceptable("supersedes: a retraction names the event that it takes back")
-    if event.text is not None and event.kind not in ("critique", "report"):
-        raise Unacceptable(f"text: {event.kind} has none")
-    try:
-        return rule.body.model_validate(event.body).model_dump(exclude_none=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Unacceptable(f"body.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _check_superseded(connection: sa.Connection, person: Person, event: Event) -> None:
-    if event.supersedes is None:
-        return
-    found = connection.execute(
-        sa.select(feedback_event.c.kind).where(
-            feedback_event.c.event_id == event.supersedes, feedback_event.c.subject_id == person.subject_id
-        )
-    ).first()
-    if found is None:
-        raise NotFound(f"no event {event.supersedes}")
-    if found.kind == "retract":
-        raise Unacceptable("supersedes: a retraction can't be taken back; send the choice again")
-
-
-def _replayed(connection: sa.Connection, person: Person, event: Event, sha256: str) -> Recorded:
-    row = connection.execute(
-        sa.select(feedback_event.c.body_sha256, feedback_event.c.received_at, feedback_event.c.subject_id).where(
-            feedback_event.c.event_id == event.event_id
-        )
-    ).one()
-    if row.subject_id != person.subject_id or row.body_sha256 != sha256:
-        raise Conflict(f"event {event.event_id} was sent with another body; make a new id")
-    return Recorded(event_id=event.event_id, received_at=row.received_at, replayed=True)
-
-
 def _own_round(connection: sa.Connection, person: Person, round_id: str) -> None:
     found = connection.execute(
         sa.select(round_.c.round_id)
@@ -368,19 +260,3 @@ def _own_round(connection: sa.Connection, person: Person, round_id: str) -> None
 
 def _presentation(connection: sa.Connection, presentation_id: str) -> sa.Row[Any] | None:
     return connection.execute(sa.select(presentation).where(presentation.c.presentation_id == presentation_id)).first()
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """A client's clock may be years off, and its zone unknown; what no calendar of ours can hold is left out."""
-    if moment is None:
-        return None
-    try:
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except OverflowError:
-        return None
-
-
-def _clamped(client_at: datetime | None, shown_at: datetime, received_at: datetime) -> datetime:
-    """When the person acted: their clock where it can be right, between being shown and being received."""
-    moment = _utc(client_at)
-    return received_at if moment is None else min(max(moment, shown_at), received_at)
