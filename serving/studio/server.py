@@ -31,6 +31,7 @@ from vca.service import StudioSettings
 
 logger = logging.getLogger(__name__)
 
+PROBES = ("/healthz", "/readyz")
 _STATUS: dict[type[Exception], tuple[int, str, int | None]] = {
     NotFound: (404, "not_found", None),
     Conflict: (409, "conflict", None),
@@ -45,7 +46,7 @@ def application(studio: api.Studio) -> Any:
     rendered = pages.Pages()
 
     def answer(request: Request, refusal: Refused) -> Response:
-        if request.url.path.startswith("/v1/"):
+        if request.url.path.startswith(("/v1/", *PROBES)):
             response: Response = JSONResponse(limits.error_body(refusal), status_code=refusal.status)
         else:
             response = rendered.error(refusal)
@@ -82,11 +83,11 @@ def application(studio: api.Studio) -> Any:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return answer(request, Refused("a fault of this server's own; what you did is kept", status=500))
 
-    @app.get("/healthz", include_in_schema=False)
+    @app.get(PROBES[0], include_in_schema=False)
     async def live() -> Any:
         return {"live": True}
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.get(PROBES[1], include_in_schema=False)
     def ready() -> Any:
         studio.store.database.ping()
         return {"ready": True}

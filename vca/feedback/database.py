@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
-from vca.errors import ArtifactError, SettingsError
+from vca.errors import ArtifactError, ResourceError, SettingsError
 from vca.feedback.errors import NotFound, StoreDown
 
+MIGRATIONS = Path(str(files("vca.feedback") / "migrations"))
+# files are called NUMBER_what_it_does.py
+HEAD = max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 WAIT_S = 2.5  # for a lock, a connection, a statement: callers learn within 3.5 s that the store is down
 
 
@@ -37,7 +36,10 @@ class Database:
             file = url.removeprefix("sqlite:///")
             if not file:
                 raise SettingsError(f"feedback.url {url}: name a file, as in sqlite:///runs/feedback/store.sqlite")
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ResourceError(f"the feedback store can't be kept in {file} ({error.strerror})") from None
             connect: dict[str, Any] = {"timeout": WAIT_S}
         else:
             url = url.replace("postgresql://", "postgresql+psycopg://", 1)
@@ -142,33 +144,37 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
-    # Schema
+    # Schema. Alembic is imported where there is something to do: a studio that was killed starts again sooner.
 
     def migrate(self) -> None:
         """Bring the tables to this code's version; does nothing where they are."""
+        if self._version() == HEAD:
+            return
+        from alembic import command
+        from alembic.config import Config
+
         with self.writing() as connection:
             if not self.sqlite:  # two replicas that start at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(8420)"))
-            config = _alembic()
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def check_version(self) -> None:
         """Raises ArtifactError where the tables are of another version of this code."""
-        with self.reading() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-        wanted = ScriptDirectory.from_config(_alembic()).get_current_head()
-        if found != wanted:
+        if (found := self._version()) != HEAD:
             raise ArtifactError(
-                f"the feedback store's tables are at version {found or 'none'}, this code wants {wanted}; "
+                f"the feedback store's tables are at version {found or 'none'}, this code wants {HEAD}; "
                 "run `vca feedback migrate`"
             )
 
-
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(files("vca.feedback") / "migrations"))
-    return config
+    def _version(self) -> str | None:
+        with self.reading() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            version: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+            return version
 
 
 @contextmanager
