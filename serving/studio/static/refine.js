@@ -140,23 +140,24 @@ function showRefinement(made) {
 }
 
 function showDiff() {
-  const pieces = difference(state.round.prompt, draft.words).map(([kind, text]) => {
-    if (kind === "same") return text;
+  const pieces = difference(state.round.prompt, draft.words).flatMap(([kind, text]) => {
+    if (kind === "same") return [text];
     const ear = h("span", { class: "sr" }, kind === "old" ? "[out: " : "[new: ");
-    return h(kind === "old" ? "del" : "ins", {}, ear, text, h("span", { class: "sr" }, "]"));
+    const word = h(kind === "old" ? "del" : "ins", {}, ear, text.trim(), h("span", { class: "sr" }, "]"));
+    return text.startsWith(" ") ? [" ", word] : [word];
   });
-  $("#diff").replaceChildren(...pieces.flatMap((piece) => [piece, " "]));
+  $("#diff").replaceChildren(...pieces);
 }
 
 /**
- * Word by word, by the longest common subsequence; neighbours of a kind are one piece.
+ * Word by word, commas apart, by the longest common subsequence; neighbours of a kind are one piece.
  * @param {string} before
  * @param {string} after
  * @returns {["same"|"old"|"new", string][]}
  */
 export function difference(before, after) {
-  const old = before.split(/\s+/).filter(Boolean).slice(0, 400);
-  const now = after.split(/\s+/).filter(Boolean).slice(0, 400);
+  const tokens = (/** @type {string} */ text) => (text.trim().replace(/\s+/g, " ").match(/ ?[^\s,;]+| ?[,;]/g) ?? []).slice(0, 600);
+  const [old, now] = [tokens(before), tokens(after)];
   const common = Array.from({ length: old.length + 1 }, () => new Uint16Array(now.length + 1));
   for (let i = old.length - 1; i >= 0; i--) {
     for (let j = now.length - 1; j >= 0; j--) {
@@ -167,7 +168,7 @@ export function difference(before, after) {
   const pieces = [];
   const add = (/** @type {"same"|"old"|"new"} */ kind, /** @type {string} */ word) => {
     const last = pieces.at(-1);
-    if (last?.[0] === kind) last[1] += ` ${word}`;
+    if (last?.[0] === kind) last[1] += word;
     else pieces.push([kind, word]);
   };
   let [i, j] = [0, 0];
