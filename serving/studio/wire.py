@@ -144,6 +144,8 @@ class View:
 
     def _round(self, one: Round, said: Said, shown: Shown) -> dict[str, Any]:
         seen = self._seen(one, shown)
+        pictures = {picture.candidate_id: picture for picture in one.candidates}
+        _, order = events.order(one.round_id, "grid", pictures)
         return {
             "round_id": one.round_id,
             "parent_round_id": one.parent_round_id,
@@ -158,15 +160,15 @@ class View:
             "message": _message(one.status, one.reason),
             "position": queue.position(self.store, one.round_id) if one.status == "queued" else 0,
             "progress": self._progress(one),
-            "candidates": [self._candidate(picture, one) for picture in one.candidates],
+            "candidates": [self._candidate(pictures[name], one) for name in order],
             "presentation": seen and _document(seen),
             "probe": self._probe(one, seen, said, shown),
             "choice": _choice(one.round_id, said, shown),
         }
 
     def _seen(self, one: Round, shown: Shown) -> events.Presentation | None:
-        """What is shown of a finished round; the first time, that is written down."""
-        if one.status in OPEN or not any(picture.state == "ready" for picture in one.candidates):
+        """What is shown of a finished round; the first time, that is written down. Nothing, where all is hidden."""
+        if one.status in OPEN or not any(picture.state in ("ready", "blocked") for picture in one.candidates):
             return None
         return shown.get((one.round_id, False)) or events.present(self.store, self.person, round_id=one.round_id)
 
@@ -207,20 +209,25 @@ class View:
 
 
 def _choice(round_id: str, said: Said, shown: Shown) -> dict[str, Any] | None:
-    """The last choice in a round that was not taken back; what was picked in a probe is none."""
+    """The last choice in a round that was not taken back; what was picked in a probe is none. What was said of two in
+    a comparison counts where nothing was said of all: it takes no pick back."""
     gone = {row.supersedes for row in said if row.supersedes}
     probe = shown.get((round_id, True))
-    for row in reversed(said):
-        if row.round_id != round_id or row.kind not in CHOICES or row.event_id in gone:
-            continue
-        if probe is None or row.presentation_id != probe.presentation_id:
-            return {
-                "event_id": row.event_id,
-                "presentation_id": row.presentation_id,
-                "kind": row.kind,
-                "target": list(row.target),
-            }
-    return None
+    standing = [
+        row
+        for row in said
+        if row.round_id == round_id and row.kind in CHOICES and row.event_id not in gone
+        if probe is None or row.presentation_id != probe.presentation_id
+    ]
+    if not standing:
+        return None
+    row = max(enumerate(standing), key=lambda one: (one[1].kind != "pair", one[0]))[1]
+    return {
+        "event_id": row.event_id,
+        "presentation_id": row.presentation_id,
+        "kind": row.kind,
+        "target": list(row.target),
+    }
 
 
 def _document(seen: events.Presentation) -> dict[str, Any]:

@@ -7,12 +7,11 @@ an event can only be about a picture in it.
 
 from __future__ import annotations
 
-import random
-import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
@@ -134,6 +133,15 @@ class Presentation:
     probe: bool = False
 
 
+def order(round_id: str, layout: Layout, pictures: Iterable[str]) -> tuple[int, list[str]]:
+    """A seed, and pictures in the order drawn with it: known while they are drawn, so that none jumps when it is there.
+
+    One that is missing does not move the others. Their ids are ours and random, so nobody chooses the order.
+    """
+    seed = int.from_bytes(sha256(f"{round_id}:{layout}".encode()).digest()[:6])
+    return seed, sorted(pictures, key=lambda one: sha256(f"{seed}:{one}".encode()).digest())
+
+
 def present(
     store: Store,
     person: Person,
@@ -147,7 +155,8 @@ def present(
     """Write down that a round's pictures are shown, in which order; the same request gets the same order again.
 
     only: the two pictures of a comparison. again: a probe, the same pictures in the reverse order, to see whether the
-    person picks the same one. Raises NotFound, Unacceptable where there is nothing to show, StoreDown.
+    person picks the same one. A round that has all its pictures hidden shows none, and that can be reported. Raises
+    NotFound, Unacceptable for pictures that are not there, StoreDown.
     """
     with store.database.writing() as connection:
         _own_round(connection, person, round_id)
@@ -159,19 +168,16 @@ def present(
             ).scalars()
         )
         shown = sorted(ready) if only is None else list(only)
-        if not shown or not ready.issuperset(shown) or len(set(shown)) != len(shown):
+        if not ready.issuperset(shown) or len(set(shown)) != len(shown):
             raise Unacceptable(f"round {round_id} has no such pictures to show")
         name = ":".join([round_id, layout, *sorted(shown), "again" if again else ""])
         made = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
-        seed = secrets.randbelow(2**53)
+        seed, slots = order(round_id, layout, shown)
         if again:
             first = _presentation(connection, str(uuid.uuid5(uuid.NAMESPACE_OID, name.removesuffix("again"))))
             if first is None:
                 raise Unacceptable("a probe shows again what was shown before")
             slots = list(reversed(first.slots))
-        else:
-            slots = list(shown)
-            random.Random(seed).shuffle(slots)
         values = {
             "presentation_id": made,
             "round_id": round_id,
