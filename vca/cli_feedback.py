@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from vca.errors import SettingsError
 
 if TYPE_CHECKING:
     from vca.feedback.store import Store
@@ -64,10 +68,6 @@ def erase_command(
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Erase a person everywhere, and say what was done; with neither option, finish what was interrupted."""
-    import json
-
-    from vca.errors import SettingsError
-
     if subject and identity:
         raise SettingsError("--subject and --identity: give one of them")
     with opened(preset, settings, sets) as store:
@@ -130,3 +130,72 @@ def features_push(
             if not count:
                 time.sleep(1.0)
     print(f"{total} events pushed")
+
+
+AsOf = Annotated[str | None, typer.Option(help="What the store knew at this ISO time; by default ten seconds ago.")]
+
+
+@app.command("snapshot")
+def snapshot_command(
+    as_of: AsOf = None,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write what people said as training data that never changes again."""
+    from vca.progress import for_stream
+
+    with opened(preset, settings, sets) as store:
+        from vca.feedback.snapshot import take
+
+        taken = take(store, as_of=_time(as_of), progress=for_stream(prefix="[feedback] "))
+    print(f"{taken.folder}: {'' if taken.new else 'nothing new, '}{taken.manifest.in_words()}")
+
+
+@app.command("snapshots")
+def snapshots_command(preset: Preset = "local", settings: File = None, sets: Sets = []) -> None:  # noqa: B006
+    """List the snapshots, newest first."""
+    with opened(preset, settings, sets) as store:
+        from vca.feedback.snapshots import listed
+
+        every = listed(store)
+    print(f"{'snapshot':20}  {'as of (UTC)':19}  {'pairs':>9}  {'dialogues':>9}  {'people':>6}  runs, remarks")
+    for one in every:
+        remarks = ", ".join([*one.runs, *([one.invalid] if one.invalid else [])])
+        print(
+            f"{one.snapshot_id:20}  {one.as_of:%Y-%m-%d %H:%M:%S}  {one.pairs:9,}  {one.dialogues:9,}  "
+            f"{one.people:6,}  {remarks}".rstrip()
+        )
+
+
+@app.command("quality")
+def quality_command(
+    as_of: AsOf = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Tell how far people's choices can be relied on: position bias, agreement, signs of abuse."""
+    from vca.progress import Quiet, for_stream
+
+    with opened(preset, settings, sets) as store:
+        from vca.feedback.reliability import measure
+
+        progress = Quiet() if as_json else for_stream(prefix="[feedback] ")
+        found = measure(store, as_of=_time(as_of), progress=progress)
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    else:
+        for line in found.lines():
+            print(line)
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"--as-of {text}: expected an ISO time, as in 2027-01-31T12:00:00+00:00") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

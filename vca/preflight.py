@@ -16,8 +16,9 @@ from types import MappingProxyType
 
 from vca import stages, store
 from vca.data import prepare
-from vca.data.settings import DataSettings, FolderSettings
+from vca.data.settings import DataSettings, FeedbackSourceSettings, FolderSettings
 from vca.errors import ArtifactError, DataError, ResourceError
+from vca.feedback.snapshot_files import read_manifest
 from vca.models import location
 from vca.settings import Settings
 
@@ -78,6 +79,8 @@ def _source_bytes(data: DataSettings) -> int:
     """How large the sources on disk are, all together."""
     total = 0
     for index, source in enumerate(data.sources):
+        if isinstance(source, FeedbackSourceSettings):
+            total += read_manifest(source.path).picture_bytes
         if not isinstance(source, FolderSettings):
             continue
         where = f"data.sources.{index}.path: {source.path}"

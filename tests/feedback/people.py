@@ -10,7 +10,8 @@ import pytest
 from stores import say, shown
 
 from vca.feedback import reading, snapshot
-from vca.feedback.events import Presentation, Recorded
+from vca.feedback.events import Presentation
+from vca.feedback.recording import Recorded
 from vca.feedback.snapshot import Snapshot
 from vca.feedback.store import Person, Store, now
 from vca.progress import Quiet

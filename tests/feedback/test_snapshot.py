@@ -14,9 +14,9 @@ from vca.errors import ArtifactError, SettingsError
 from vca.feedback import dialogues, events, rules, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.errors import NotFound
-from vca.feedback.schema import candidate, erasure_request, store_state
+from vca.feedback.schema import candidate, dialogue, erasure_request, store_state
 from vca.feedback.snapshot_files import hollow_out, read_manifest
-from vca.feedback.store import Person, Store, now
+from vca.feedback.store import Store, now
 from vca.progress import Quiet
 
 MP = pytest.MonkeyPatch
@@ -130,10 +130,10 @@ def test_what_is_said_later_is_not_in_it(store: Store, monkeypatch: MP) -> None:
 def test_a_retraction_marks_the_snapshots_that_hold_the_pair(store: Store, monkeypatch: MP) -> None:
     """Case 12."""
     ann = willing(store)
-    seen, event = picked(store, ann)
+    _, event = picked(store, ann)
     first = take(store, monkeypatch)
     other = picked(store, willing(store, "bob"))
-    say(store, ann, other_round(store, ann), "retract", supersedes=event.event_id)  # sent from another dialogue
+    say(store, ann, shown(store, ann), "retract", supersedes=event.event_id)  # sent from another dialogue
 
     second = take(store, monkeypatch)
 
@@ -143,10 +143,6 @@ def test_a_retraction_marks_the_snapshots_that_hold_the_pair(store: Store, monke
     invalid = {one.snapshot_id: one.invalid for one in snapshots.listed(store)}
     assert invalid == {first.snapshot_id: "retracted", second.snapshot_id: None}
     assert snapshots.load(store, first.snapshot_id)[1] == first.manifest
-
-
-def other_round(store: Store, person: Person) -> events.Presentation:
-    return shown(store, person)
 
 
 def test_without_consent_there_are_no_words_no_pictures_and_no_events(store: Store, monkeypatch: MP) -> None:
@@ -172,8 +168,6 @@ def test_without_consent_there_are_no_words_no_pictures_and_no_events(store: Sto
 
 def dialogue_of(store: Store) -> str:
     with store.database.reading() as connection:
-        from vca.feedback.schema import dialogue
-
         return str(connection.execute(sa.select(dialogue.c.dialogue_id)).scalar_one())
 
 

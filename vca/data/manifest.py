@@ -37,7 +37,7 @@ class SourceCounts(BaseModel):
     accepted: by "{pairs|dialogues}/{split}/{role}". Of these, `written` names what lies in shards, including the pairs
     that were made from dialogues; the rest are dialogues that only gave pairs, and records that no role needed.
     written_kinds: pairs by "{role}/{kind}". negatives: pairs by how the negative was made. straddling records had keys
-    on both sides of the split.
+    on both sides of the split. people: how many real people its judgements are from, 0 where nobody was asked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +48,7 @@ class SourceCounts(BaseModel):
     straddles: int = 0
     quarantined: dict[str, int] = {}
     made_pairs: int = 0
+    people: int = 0
     written: dict[str, int] = {}
     written_kinds: dict[str, int] = {}
     negatives: dict[str, int] = {}

@@ -23,7 +23,15 @@ from vca.data.manifest import FILE_NAME, Manifest, SourceCounts, digest_of
 from vca.data.negatives import NegativeMaker
 from vca.data.quarantine import FILE_NAME as QUARANTINE
 from vca.data.quarantine import Quarantine
-from vca.data.settings import DataSettings, EmojiDialogSettings, FolderSettings, NegativeKind, source_name
+from vca.data.settings import (
+    AnySource,
+    DataSettings,
+    EmojiDialogSettings,
+    FeedbackSourceSettings,
+    FolderSettings,
+    NegativeKind,
+    source_name,
+)
 from vca.data.shards import ShardWriter
 from vca.data.sources.base import PassedOver, Refused, Source
 from vca.data.splits import keys_of, role_of, side_of
@@ -66,12 +74,16 @@ def watermark(config: DataSettings, *, scratch: Path | None = None) -> str:
     return " ".join(f"{source.name}@{source.watermark()}" for source in sources)
 
 
-def open_source(settings: FolderSettings | EmojiDialogSettings, *, config: DataSettings, scratch: Path) -> Source:
+def open_source(settings: AnySource, *, config: DataSettings, scratch: Path) -> Source:
     """The source that these settings describe."""
     if isinstance(settings, EmojiDialogSettings):
         from vca.data.emoji.source import EmojiSource
 
         return EmojiSource(settings=settings, seed=config.seed, name=source_name(settings))
+    if isinstance(settings, FeedbackSourceSettings):
+        from vca.data.sources.feedback import Feedback
+
+        return Feedback(settings=settings, name=source_name(settings))
     from vca.data.sources.deepfashion import DeepFashion
     from vca.data.sources.dialogues import Dialogues
     from vca.data.sources.fashion_iq import FashionIQ
@@ -179,6 +191,7 @@ class _Desk:
             seen=seen,
             straddles=straddles,
             made_pairs=made,
+            people=source.people,
             quarantined=dict(sorted(self.quarantine.by_source.get(source.name, Counter()).items())),
             **{name: dict(sorted(counter.items())) for name, counter in tally.items()},
         )

@@ -51,7 +51,23 @@ class EmojiDialogSettings(EmojiSettings):
     name: str = Field(default="", description="what reports call it; empty: its kind", max_length=64)
 
 
-SourceSettings = Annotated[FolderSettings | EmojiDialogSettings, Field(discriminator="kind")]
+class FeedbackSourceSettings(BaseModel):
+    """What people said in the studio: a snapshot, as `vca feedback snapshot` writes one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["feedback"] = "feedback"
+    path: Path = Field(description="the snapshot's folder")
+    objects: str = Field(description="where its pictures are kept: feedback.objects of the store")
+    name: str = Field(default="", description="what reports call it; empty: its kind", max_length=64)
+    even_slots: bool = Field(
+        default=False,
+        description="weigh picks so that every place on the screen counts alike, where people favour one",
+    )
+
+
+AnySource = FolderSettings | EmojiDialogSettings | FeedbackSourceSettings
+SourceSettings = Annotated[AnySource, Field(discriminator="kind")]
 
 
 class DataSettings(BaseModel):
@@ -111,6 +127,6 @@ class DataSettings(BaseModel):
         return self
 
 
-def source_name(source: FolderSettings | EmojiDialogSettings) -> str:
+def source_name(source: AnySource) -> str:
     """What counts and reports call the source."""
     return source.name or source.kind

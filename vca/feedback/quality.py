@@ -159,7 +159,8 @@ def pick_agreement(choices: Path) -> tuple[float | None, int]:
     """Share of pairs of people shown the same pictures who picked the same one, and the number of such pairs."""
     sql = """
         WITH votes AS (
-            SELECT shown, subject_id, arg_max(image, received) AS image FROM choices WHERE image IS NOT NULL GROUP BY ALL
+            SELECT shown, subject_id, arg_max(image, received) AS image
+            FROM choices WHERE image IS NOT NULL GROUP BY ALL
         ), picked AS (SELECT shown, image, count(*) AS n FROM votes GROUP BY ALL),
         seen AS (SELECT shown, sum(n * (n - 1)) AS same, sum(n) * (sum(n) - 1) AS every FROM picked GROUP BY shown)
         SELECT sum(same)::BIGINT, sum(every)::BIGINT FROM seen

@@ -169,6 +169,12 @@ class Manifest(BaseModel):
         """Pairs to train on."""
         return sum(self.pairs.values())
 
+    def in_words(self) -> str:
+        """One line."""
+        excluded = ", ".join(f"{reason} {n:,}" for reason, n in self.excluded_pairs.items())
+        told = f"{self.usable:,} pairs of {self.people:,} people, {sum(self.dialogues.values()):,} dialogues"
+        return f"{told}; excluded pairs: {excluded or 'none'}"
+
     def rows(self, kind: Kind) -> int:
         """Rows of that kind, usable or not."""
         return sum(file.rows for file in self.files if file.name.startswith(f"{kind}/"))

@@ -29,6 +29,7 @@ class EmojiSource:
     declares_split = True
     declares_role = True
     make_negatives = False
+    people = 0
 
     def __init__(self, *, settings: EmojiSettings, seed: int, name: str = "emoji") -> None:
         self.settings, self.seed, self.name = settings, seed, name

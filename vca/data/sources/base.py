@@ -82,12 +82,16 @@ Item = Dialogue | PreferencePair | Refused | PassedOver
 
 
 class Source(Protocol):
-    """One data set. `name` is what counts and reports call it, and every record's `source`."""
+    """One data set. `name` is what counts and reports call it, and every record's `source`.
+
+    people: how many real people's judgements it holds; 0 where nobody was asked, or nobody counted them.
+    """
 
     name: str
     declares_split: bool
     declares_role: bool
     make_negatives: bool
+    people: int
 
     def total(self) -> int | None:
         """How many items `read` will yield, for the ETA; None where that can't be known cheaply."""

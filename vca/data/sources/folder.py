@@ -14,6 +14,7 @@ from vca.records import Picture
 class FolderSource:
     """Holds the settings. scratch: an empty folder for what has to be remembered on disk while reading."""
 
+    people = 0
     published_split = False
     brings_pairs = False
 
