@@ -175,7 +175,8 @@ def test_a_round_outlives_the_studio_that_draws_it(generator: Running, tmp_path:
         studio.start()
         found = finished(client, round_id)
         assert found["status"] == "done"
-        pictures = [client.get(one["picture"]).content for one in found["candidates"]]
+        drawn = sorted(found["candidates"], key=lambda one: one["idx"])
+        pictures = [client.get(one["picture"]).content for one in drawn]
         seeds = _seeds(tmp_path, round_id)
 
     for data, seed in zip(pictures, seeds, strict=True):
