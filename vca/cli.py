@@ -73,13 +73,19 @@ def run_command(
     """Run the whole loop as a pipeline on this machine: data, reward, diffusion, evaluation, report."""
     from importlib.metadata import entry_points
 
+    from vca.feedback import loop
+    from vca.progress import for_stream
     from vca.settings import load, overrides_of
 
-    load(preset=preset, file=settings, overrides=sets)
+    loaded = load(preset=preset, file=settings, overrides=sets)
     runner = next(iter(entry_points(group="vca.runners", name="local")), None)
     if runner is None:
         raise SettingsError("no pipeline runner is installed; install the project again: make install")
-    runner.load()(preset=preset, overrides=[*overrides_of(settings), *sets], output=output, say=print)
+    heard = loop.hear(loaded, progress=for_stream(prefix="[feedback] "))
+    every = [*overrides_of(settings), *sets, *heard.overrides]
+    folder = runner.load()(preset=preset, overrides=every, output=output, say=print)
+    if heard.snapshot_id is not None:
+        loop.remember(loaded.feedback, run=folder, snapshot_id=heard.snapshot_id)
 
 
 @app.command("serve")

@@ -117,6 +117,8 @@ def _data(manifest: Manifest) -> dict[str, Any]:
             name: {
                 "seen": counts.seen,
                 "used": sum(counts.accepted.values()),
+                "people": counts.people,
+                "pairs": sum(number for key, number in counts.accepted.items() if key.startswith("pairs/")),
                 "filtered": sum(counts.filtered.values()),
                 "straddling": counts.straddles,
                 "quarantined": sum(counts.quarantined.values()),

@@ -123,4 +123,16 @@ def sentences(figures: Mapping[str, Any], *, taste: str | None) -> list[str]:
         f"The reward model behind it picks the picture that people preferred in {after} of 100 held-out pairs "
         f"({before} before training, {round(accuracy['overall']['n']):,} pairs)."
     )
-    return out
+    return out + people(figures)
+
+
+def people(figures: Mapping[str, Any]) -> list[str]:
+    """Whose judgements it learned from, where real people were asked."""
+    asked = [source for source in figures["data"]["sources"].values() if source["people"]]
+    if not asked:
+        return []
+    pairs, number = (sum(source[name] for source in asked) for name in ("pairs", "people"))
+    return [
+        f"Among what it was trained and tested on are {pairs:,} pair{'s' * (pairs != 1)} of pictures that "
+        f"{number:,} {'person' if number == 1 else 'people'} compared in the studio."
+    ]
