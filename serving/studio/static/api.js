@@ -30,6 +30,7 @@ export async function once(method, path, body) {
   try {
     response = await fetch(path, {
       method,
+      keepalive: path === "/v1/events", // what was done last gets there although the page goes
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
     });

@@ -8,8 +8,8 @@ const NUMBERS = ["no", "one", "two", "three", "four"];
 
 export const inputs = () => $$("#grid input:not(:disabled)");
 
-/** A picture's number as shown; 0: not shown. @param {string} id */
-export const numberOf = (id) => (state.round.presentation?.slots.indexOf(id) ?? -1) + 1;
+/** A picture's number, which is its place; 0: of another round. @param {string} id */
+export const numberOf = (id) => state.round.candidates.findIndex((one) => one.candidate_id === id) + 1;
 
 /** How a round stands, in words. @param {import("./tree.js").Round} round */
 export function told(round) {
@@ -60,7 +60,7 @@ export function showChoice(base) {
         ? "this is it"
         : input.value === base
           ? good
-            ? "good, going on from it"
+            ? "good, your pick"
             : "your pick"
           : good
             ? "good"

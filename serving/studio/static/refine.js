@@ -61,7 +61,7 @@ export function showNext() {
   $("#from").hidden = from === null;
   $("#refine-title label").textContent = from === null ? "What should the picture show instead?" : "What should change?";
   if ($("#next").getAttribute("aria-busy") === "true") return;
-  $("#next").textContent = said() ? "Next round" : from === null ? "Four new ones" : "Four more like this";
+  $("#next").textContent = said() ? "Next round" : from === null ? "Four new ones" : "More like this";
 }
 
 export function wireDraft() {
