@@ -43,9 +43,8 @@ class Pages:
         }
 
     def html(self, name: str, *, status: int = 200, **context: Any) -> Response:
-        text = self._environment.get_template(f"{name}.html.jinja").render(
-            assets=self._assets, status=status, **context
-        )
+        template = self._environment.get_template(f"{name}.html.jinja")
+        text = template.render(assets=self._assets, status=status, **context)
         return HTMLResponse(text, status_code=status)
 
     def error(self, refusal: Refused) -> Response:

@@ -4,7 +4,7 @@ import { send, pause } from "./api.js";
 import { $, $$, alarm, busy, open, say, typing, wire } from "./dom.js";
 import * as grid from "./grid.js";
 import { flush, forget, keep, onOthers, pending, recall, record, tellOthers } from "./outbox.js";
-import { again, draft, draw, next, save, showDraft, showNext, wireDraft } from "./refine.js";
+import { again, draft, draw, next, ownWords, save, showDraft, showNext, wireDraft } from "./refine.js";
 import { follow } from "./sse.js";
 import { base, goTo, redo, redoTarget, refresh, state, undo } from "./tree.js";
 
@@ -53,7 +53,7 @@ function settle() {
   const there = natural();
   const reading = draft.refinement && recall(`reading:${state.round.round_id}`) && ["choose", "refine"].includes(there);
   show(reading ? "diff" : there);
-  say(grid.told(state.round));
+  say(there === "stopped" ? $("#stopped h2").textContent : grid.told(state.round));
 }
 
 /** @param {string} wanted remembered, for a reload */
@@ -138,10 +138,7 @@ const DOES = {
     read(natural());
     if (view === "refine") $("#critique").focus();
   },
-  words: () => {
-    show("refine");
-    $("#critique").focus();
-  },
+  words: () => ownWords(show),
   compare,
   retract: (button) =>
     busy(button, "Taking it back …", async () => {

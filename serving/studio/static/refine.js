@@ -118,12 +118,21 @@ export async function next(show) {
     save();
     showRefinement(made);
     if (made.action !== "ask" && made.action !== "answer") return show("diff");
-    const own = h("button", { type: "button", class: "plain", onclick: () => show("diff") }, "Write the words myself");
+    const own = h("button", { type: "button", class: "plain", onclick: () => ownWords(show) }, "Write the words myself");
     $("#ask").replaceChildren(h("p", {}, made.notice ?? "Say it in other words."), own);
     $("#ask").hidden = false;
     $("#critique").focus();
   });
   showNext();
+}
+
+/** Begin with the words as they are. @param {(view: string) => void} show */
+export function ownWords(show) {
+  draft.words ||= state.round.prompt;
+  $("#words").value = draft.words;
+  showDiff();
+  show("diff");
+  $("#words").focus();
 }
 
 /** @param {Refinement} made */

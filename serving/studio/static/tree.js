@@ -20,7 +20,7 @@ import { flush, forget, keep, recall, tellOthers } from "./outbox.js";
 /** @type {{tree: Tree, round: Round}} */
 export const state = /** @type {any} */ ({});
 
-const REGIONS = ["grid", "strip", "probe"]; // what the server renders anew
+const REGIONS = ["grid", "strip", "probe", "stopped"]; // what the server renders anew
 /** @type {Map<string, string>} */
 const rendered = new Map();
 
