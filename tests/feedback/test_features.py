@@ -81,6 +81,14 @@ def known(store: Store, person: Person) -> dict[str, Any]:
     return row
 
 
+def put(settings: FeatureSettings, view: Any, some: list[dict[str, Any]]) -> None:
+    """Replace a view's file, as `update` does: DuckDB would answer from what it remembers of one written over."""
+    file = file_of(settings.folder, view)
+    pq.write_table(table(view, some), file.with_suffix(".new"))
+    os.utime(file.with_suffix(".new"), (1, 1))  # as if the clock stood still
+    os.replace(file.with_suffix(".new"), file)
+
+
 # Offline
 
 
@@ -170,7 +178,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> FeatureSettings:
     """Feast over files that a test writes anew each time."""
     settings = FeatureSettings(folder=tmp_path_factory.mktemp("offline"))
     for view in VIEWS:
-        pq.write_table(table(view, []), file_of(settings.folder, view))
+        put(settings, view, [])
     feature_repo.open_feast(settings).apply(feature_repo.definitions(settings))
     return settings
 
@@ -181,7 +189,7 @@ def test_our_join_is_feasts(
     offline: FeatureSettings, made: dict[Any, Any], asked: list[dict[str, Any]], candidates: int
 ) -> None:
     for view, some in made.items():
-        pq.write_table(table(view, some), file_of(offline.folder, view))
+        put(offline, view, some)
     every = [{**row, "candidate_id": f"{n}-{slot}"} for n, row in enumerate(asked) for slot in range(candidates)]
     schema = pa.schema([(name, pa.string()) for name in ("candidate_id", *(spec.key for spec in VIEWS.values()))])
     rows_asked = pa.Table.from_pylist(
@@ -223,7 +231,7 @@ def test_a_store_that_loses_rows_is_noticed(offline: FeatureSettings, monkeypatc
     some = {"event_timestamp": START, "created_timestamp": START, "as_of": 0}
     for view, spec in VIEWS.items():
         row = {spec.key: "a", **some, **dict.fromkeys(spec.features)}
-        pq.write_table(table(view, [row]), file_of(offline.folder, view))
+        put(offline, view, [row])
     keys = {spec.key: ["a", "a", "a"] for spec in VIEWS.values()}
     moments = pa.array([START + timedelta(1)] * 3, pa.timestamp("us", "UTC"))
     asked = pa.table({"candidate_id": ["1", "2", "3"], **keys, "event_timestamp": moments})

@@ -153,6 +153,10 @@ def begin(store: Store, *, subject_id: str) -> None:
         for depth in range(max((row.depth for row in rounds), default=0), 0, -1):  # SQLite nests cascades 1000 deep
             connection.execute(sa.delete(round_).where(round_.c.dialogue_id.in_(mine), round_.c.depth == depth))
         connection.execute(sa.delete(subject).where(subject.c.subject_id == subject_id))  # and all that refers to it
+        # A snapshot that is being registered now holds this row: then it is found here, else it finds its epoch gone.
+        connection.execute(
+            sa.update(store_state).where(store_state.c.name == "erasure_epoch").values(value=store_state.c.value + 1)
+        )
         hit = sa.select(snapshot_subject.c.snapshot_id).where(snapshot_subject.c.subject_id == subject_id)
         snapshots = sorted(connection.execute(hit).scalars())
         moment = now()
@@ -160,9 +164,6 @@ def begin(store: Store, *, subject_id: str) -> None:
             sa.update(dataset_snapshot)
             .where(dataset_snapshot.c.snapshot_id.in_(hit))
             .values(invalid_at=moment, invalid_reason=ERASED)
-        )
-        connection.execute(
-            sa.update(store_state).where(store_state.c.name == "erasure_epoch").values(value=store_state.c.value + 1)
         )
         rows = {"dialogues": len(dialogues), "rounds": len(rounds), "events": events, "key": "destroyed"}
         connection.execute(

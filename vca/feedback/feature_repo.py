@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import ibis
 import pyarrow as pa
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
 from feast.types import Bool, Float64, Int64
@@ -33,8 +32,6 @@ def open_feast(settings: FeatureSettings) -> FeatureStore:
     """Feast, as the settings say: no server, no feature_store.yaml."""
     folder = settings.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    # Feast reads through ibis' one DuckDB of the process, which would answer from a file that was replaced since.
-    ibis.get_backend().raw_sql("SET enable_external_file_cache = false")
     config = RepoConfig(
         project=PROJECT,
         provider="local",

@@ -55,13 +55,17 @@ class _Standing:
     def __init__(self) -> None:
         self.events: dict[str, Fact] = {}
         self.kinds: Counter[str] = Counter()
+        self._gone: set[str] = set()
 
     def add(self, fact: Fact) -> Fact | None:
-        """The choice that this event ends, if any."""
-        ended = self.events.pop(fact.supersedes, None) if fact.supersedes is not None else None
+        """The choice that this event ends, if any: of one moment, either may come first."""
+        ended = None
+        if fact.supersedes is not None:
+            self._gone.add(fact.supersedes)
+            ended = self.events.pop(fact.supersedes, None)
         if ended is not None:
             self.kinds[ended.kind] -= 1
-        if fact.kind in CHOICES:
+        if fact.kind in CHOICES and fact.event_id not in self._gone:
             self.events[fact.event_id] = fact
             self.kinds[fact.kind] += 1
         return ended
@@ -80,7 +84,7 @@ def subject_rows(facts: list[Fact]) -> Iterator[Row]:
         ended = standing.add(fact)
         if ended is not None:
             recent.pop(ended.event_id, None)
-        if fact.kind == "pick":
+        if fact.kind == "pick" and fact.event_id in standing.events:
             recent[fact.event_id] = fact.received_at
         while recent and (first := next(iter(recent))) and recent[first] <= fact.received_at - WINDOW:
             del recent[first]
@@ -123,7 +127,7 @@ def prompt_rows(facts: list[Fact]) -> Iterator[Row]:
         shown.add(fact.presentation_id)
         if ended is not None and ended.kind == "all_bad":
             bad -= Counter([ended.presentation_id])
-        if fact.kind == "all_bad":
+        if fact.kind == "all_bad" and fact.event_id in standing.events:
             bad[fact.presentation_id] += 1
         yield {"shown": len(shown), "picks": standing.kinds["pick"], "all_bad_share": len(bad) / len(shown)}
 
