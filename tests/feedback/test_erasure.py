@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,23 +10,18 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from people import take
 from stores import begun, drawn, new_id, open_store, picture, say, shown
 
-from vca.feedback import dialogues, erasure, events, queue, sharing
+from vca.errors import ArtifactError
+from vca.feedback import dialogues, erasure, events, queue, sharing, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.erasure import STEPS, erase, subject_of
 from vca.feedback.errors import Conflict, NotFound
 from vca.feedback.queue import Drawn
-from vca.feedback.schema import (
-    consent_event,
-    dataset_snapshot,
-    erasure_request,
-    metadata,
-    snapshot_subject,
-    store_state,
-    training_run,
-)
-from vca.feedback.store import Person, Store, erasure_epoch, now
+from vca.feedback.schema import consent_event, erasure_request, metadata, store_state
+from vca.feedback.snapshot_files import read_rows
+from vca.feedback.store import Person, Store, erasure_epoch
 
 SECRET = "Violet-Zeppelin-0417"  # in whatever she wrote
 
@@ -48,23 +44,6 @@ def told_everywhere(store: Store, person: Person) -> bytes:
     sharing.share(store, person, dialogue_id=dialogue_id, days=7)
     events.present(store, person, round_id=round_id, again=True)
     return picture(4170)
-
-
-def snapshot_of(store: Store, folder: Path, *people: Person, name: str = "s1") -> Path:
-    """What `vca.feedback.snapshot` leaves, as far as erasure is concerned."""
-    place = folder / "snapshots" / name
-    for part in ("pairs", "dialogues", "events"):
-        (place / part).mkdir(parents=True)
-        (place / part / "train.parquet").write_text(f"PAR1 {SECRET}")
-    (place / "manifest.json").write_text(json.dumps({"snapshot_id": name}))
-    with store.database.writing() as connection:
-        values = {"as_of": now(), "rule_version": "1", "erasure_epoch": 0, "n_pairs": 1, "n_dialogues": 1}
-        values |= {"manifest_sha256": "0" * 64, "folder": str(place), "created_at": now()}
-        connection.execute(sa.insert(dataset_snapshot).values(snapshot_id=name, **values))
-        for person in people:
-            row = {"snapshot_id": name, "subject_id": person.subject_id, "n_pairs": 1}
-            connection.execute(sa.insert(snapshot_subject).values(row))
-    return place
 
 
 def trained_on(runs: Path, snapshot: str) -> None:
@@ -100,18 +79,25 @@ def files_with(folder: Path, *wanted: bytes) -> list[str]:
     ]
 
 
-def test_nothing_of_an_erased_person_is_left_in_any_file(store: Store, tmp_path: Path) -> None:
+def test_nothing_of_an_erased_person_is_left_in_any_file(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ann, bob = store.person("ann"), store.person("bob")
     hers = told_everywhere(store, ann)
     his = shown(store, bob, "red heart")
     say(store, bob, his, "pick", 0)
-    snapshot_of(store, tmp_path, ann, bob)
-    trained_on(tmp_path / "runs", "s1")
+    store.agree(bob, {"train": True})
+    taken = take(store, monkeypatch)
+    left = taken.folder.with_name(".building-0")  # of an attempt that was killed
+    shutil.copytree(taken.folder, left)
+    shutil.copytree(taken.folder, taken.folder.with_name("not-registered"))
+    trained_on(tmp_path / "runs", taken.snapshot_id)
     with store.database.reading() as connection:
         key = connection.execute(sa.text("SELECT dek_wrapped FROM subject WHERE auth_hmac = :a"), {"a": _auth(store)})
         wrapped = bytes(key.scalar_one())
         sealed = [bytes(row) for row in connection.execute(sa.text("SELECT words_enc FROM round")).scalars()]
-    assert files_with(tmp_path, SECRET.encode())
+    assert any(SECRET in str(row["prompt"]) for row in read_rows(taken.folder, "pairs"))
+    assert len(files_with(tmp_path, SECRET.encode())) > 5
     assert files_with(tmp_path, hers)
 
     done = erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
@@ -121,11 +107,16 @@ def test_nothing_of_an_erased_person_is_left_in_any_file(store: Store, tmp_path:
     assert files_with(tmp_path, *wanted) == []
     assert done.completed_at is not None
     assert set(done.receipts) == {"database", *STEPS}
-    assert done.snapshots == ("s1",)
+    assert done.snapshots == (taken.snapshot_id,)
+    assert done.receipts["snapshots"]["unfinished"] == ["not-registered"]
     assert [Path(one["folder"]).name for one in done.releases] == ["policy", "reward"]
     assert done.due_at - done.requested_at == erasure.DUE
-    manifest = json.loads((tmp_path / "snapshots/s1/manifest.json").read_text())
-    assert manifest["erased"] is True
+    assert json.loads((taken.folder / "manifest.json").read_text())["erased"] is True
+    assert [path.name for path in store.settings.snapshots.rglob("*.parquet")] == []
+    with pytest.raises(ArtifactError, match="erased since"):
+        snapshots.load(store, taken.snapshot_id)
+    again = take(store, monkeypatch)  # the others can be trained on again
+    assert (again.new, again.manifest.people) == (True, 1)
     # and Bob's is all there
     assert store.objects.get(_digest_of(store, bob, his.slots[0])) is not None
     assert len(rows(store, "SELECT event_id FROM feedback_event")) == 1
@@ -181,24 +172,28 @@ def test_a_picture_that_somebody_else_has_too_stays(store: Store) -> None:
     assert store.objects.get(_sha(picture(7))) is None
 
 
-def test_only_snapshots_with_the_person_become_invalid(store: Store, tmp_path: Path) -> None:
-    ann, bob = store.person("ann"), store.person("bob")
-    with_her = snapshot_of(store, tmp_path, ann, bob, name="s1")
-    without = snapshot_of(store, tmp_path, bob, name="s12")
-    trained_on(tmp_path / "runs", "s12")
-    with store.database.writing() as connection:
-        values = {"run_id": "r0", "snapshot_id": "s1", "folder": "/elsewhere", "at": now()}
-        connection.execute(sa.insert(training_run).values(values))
+def test_only_snapshots_with_the_person_become_invalid(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bob = store.person("bob")
+    store.agree(bob, {"train": True})
+    say(store, bob, shown(store, bob), "pick", 0)
+    without = take(store, monkeypatch)
+    ann = store.person("ann")
+    told_everywhere(store, ann)
+    with_her = take(store, monkeypatch)
+    trained_on(tmp_path / "runs", without.snapshot_id)
+    trained_on(tmp_path / "other", f"{with_her.snapshot_id}0")  # another name that begins alike
+    snapshots.record_run(store, run_id="r0", snapshot_id=with_her.snapshot_id, folder=Path("/elsewhere"))
 
-    done = erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+    done = erase(store, subject_id=ann.subject_id, runs=tmp_path)
 
-    reasons = {row.snapshot_id: row.invalid_reason for row in _table(store, dataset_snapshot)}
-    assert reasons == {"s1": "erased", "s12": None}
-    assert sorted(path.name for path in with_her.iterdir()) == ["manifest.json"]
-    assert len(list(without.iterdir())) == 4
-    assert (tmp_path / "runs/r1/data/pairs.parquet").exists()
-    assert (tmp_path / "runs/r1/report.html").exists()
-    assert done.releases == ({"run": "r0", "folder": "/elsewhere", "snapshots": ["s1"]},)
+    snapshots.load(store, without.snapshot_id)
+    assert [one.invalid for one in snapshots.listed(store)] == ["erased", None]
+    for runs in ("runs", "other"):
+        assert (tmp_path / runs / "r1/data/pairs.parquet").exists()
+        assert (tmp_path / runs / "r1/report.html").exists()
+    assert done.releases == ({"run": "r0", "folder": "/elsewhere", "snapshots": [with_her.snapshot_id]},)
 
 
 def test_who_is_erased_while_they_write_finds_nothing(store: Store) -> None:
@@ -255,6 +250,7 @@ def test_a_very_long_dialogue_is_erased_too(store: Store) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from people import take
 from stores import open_store
 from vca.feedback import erasure
 
@@ -283,11 +279,10 @@ erasure.erase(store, subject_id=subject, runs=Path(folder) / "runs")
 """
 
 
-def test_killed_at_any_point_it_goes_on(store: Store, tmp_path: Path) -> None:
+def test_killed_at_any_point_it_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ann = store.person("ann")
     hers = told_everywhere(store, ann)
-    snapshot_of(store, tmp_path, ann)
-    trained_on(tmp_path / "runs", "s1")
+    trained_on(tmp_path / "runs", take(store, monkeypatch).snapshot_id)
     url = store.settings.url
 
     for point in ("before commit", "begun", "between pictures", *(f"in {step}" for step in STEPS)):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 from stores import open_store, say, shown
 
 from vca.feedback import events
-from vca.feedback.feature_rows import PRIOR, WINDOW, Fact, dialogue_rows, prompt_rows, rows, subject_rows, touched
+from vca.feedback.feature_rows import WINDOW, Fact, dialogue_rows, prompt_rows, rows, subject_rows, touched
 from vca.feedback.store import Store
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,9 +35,10 @@ def histories(draw: st.DrawFn) -> list[Fact]:
                 prompt_hmac="p",
                 presentation_id=f"p{shown_as}",
                 probe_of=f"p{shown_as - 3}" if shown_as >= 3 else None,
+                expected="a" if shown_as == 2 else None,
                 depth=draw(st.integers(1, 4)),
                 kind=draw(st.sampled_from(KINDS)),
-                target=(draw(st.sampled_from("abc")),),
+                target=tuple(draw(st.permutations("abc"))[: draw(st.integers(1, 2))]),
                 supersedes=draw(st.sampled_from([None, None, *(fact.event_id for fact in facts)])),
                 received_at=at,
                 reward=draw(st.sampled_from([None, 0.25, 0.5])),
@@ -53,6 +53,10 @@ def standing(facts: list[Fact]) -> list[Fact]:
     return [fact for fact in facts if fact.kind not in ("retract", "critique") and fact.event_id not in gone]
 
 
+def likes(fact: Fact) -> set[str]:
+    return set() if fact.kind == "all_bad" else {fact.target[0]} if fact.kind == "pair" else set(fact.target)
+
+
 @given(facts=histories())
 def test_features_are_what_counting_everything_again_gives(facts: list[Fact]) -> None:
     made = zip(subject_rows(facts), dialogue_rows(facts), prompt_rows(facts), strict=True)
@@ -61,12 +65,13 @@ def test_features_are_what_counting_everything_again_gives(facts: list[Fact]) ->
         held = standing(so_far)
         picks = [fact for fact in held if fact.kind == "pick"]
         assert subject["picks_30d"] == sum(now - fact.received_at < WINDOW for fact in picks)
-        answers = {fact.presentation_id: (fact.kind, fact.target) for fact in held}
+        answers = {fact.presentation_id: likes(fact) for fact in held}
         repeats = {fact.presentation_id: fact.probe_of for fact in so_far if fact.probe_of}
-        asked = [(again, of) for again, of in repeats.items() if again in answers and of in answers]
-        alike = sum(answers[again] == answers[of] for again, of in asked)
-        assert subject["agreement"] == (alike / len(asked) if asked else None)
-        assert subject["trust"] == float(Fraction(alike + PRIOR, len(asked) + PRIOR))
+        asked = [(answers[again], answers[of]) for again, of in repeats.items() if again in answers and of in answers]
+        right = [bool(one & other) or one == other for one, other in asked]
+        right += [answers["p2"] == {"a"}] if "p2" in answers else []
+        assert subject["agreement"] == (sum(right) / len(right) if right else None)
+        assert subject["trust"] == (3 + sum(right)) / (4 + len(right))
         chosen = [fact.reward for fact in held if fact.kind in ("pick", "accept")]
         assert dialogue["depth"] == max(fact.depth for fact in so_far)
         assert dialogue["last_reward"] == (chosen[-1] if chosen else None)
@@ -90,7 +95,7 @@ def test_rows_come_from_the_store_without_words_and_only_with_consent(store: Sto
 
     assert set(first) == {"subject_id", "event_timestamp", "as_of", "picks_30d", "agreement", "trust"}
     assert (first["picks_30d"], first["agreement"]) == (1, None)
-    assert (second["picks_30d"], second["agreement"], second["trust"]) == (2, 0.0, 2 / 3)
+    assert (second["picks_30d"], second["agreement"], second["trust"]) == (2, 0.0, 3 / 5)
     assert prompt["shown"] == 2  # Bob's isn't there: he hasn't agreed
     keys = touched(store, [said.event_id])
     assert keys["subject_stats"] == [ann.subject_id]

@@ -257,7 +257,7 @@ def test_pushed_features_are_online_once_however_often_they_come(fed: tuple[Stor
     feature_repo._receive(store, messages)  # all of them once more, the oldest first
 
     assert row == known(store, ann)
-    assert (row["picks_30d"], row["trust"]) == (3, 1.0)
+    assert (row["picks_30d"], row["trust"]) == (3, 0.75)
     assert row["as_of"] == list(rows(store, "subject_stats"))[-1]["as_of"]
     # what was pushed counts from then on
     folder = store.settings.features.folder

@@ -39,7 +39,6 @@ from vca.feedback.schema import (
 )
 from vca.feedback.store import Store, new_id, now
 from vca.feedback.traces import Traces, find
-from vca.store import write_json
 
 DUE = timedelta(days=30)  # GDPR, article 12 (3): within one month
 ERASED = "erased"
@@ -239,22 +238,23 @@ def _pictures(work: _Work) -> dict[str, Any]:
 
 
 def _snapshots(work: _Work) -> dict[str, Any]:
+    from vca.feedback.snapshot import _alone as snapshots_alone
+    from vca.feedback.snapshot import clean
+    from vca.feedback.snapshot_files import FILE_NAME, hollow_out
+
     with work.store.database.reading() as connection:
-        folders = connection.execute(
-            sa.select(dataset_snapshot.c.snapshot_id, dataset_snapshot.c.folder).where(
-                dataset_snapshot.c.snapshot_id.in_(work.snapshots)
-            )
-        ).all()
-    for snapshot_id, name in folders:
-        folder = Path(name)
-        if not folder.is_dir():
-            continue
-        # The manifest first: a reader that comes between finds a snapshot that was erased, not one that is broken.
-        write_json(folder / "manifest.json", {"erased": True, "snapshot_id": snapshot_id, "at": now().isoformat()})
-        for path in folder.iterdir():
-            if path.name != "manifest.json":
-                _remove(path)
-    return {"erased": work.snapshots}
+        rows = connection.execute(sa.select(dataset_snapshot.c.snapshot_id, dataset_snapshot.c.folder)).all()
+    registered = {row.snapshot_id for row in rows}
+    folders = [Path(row.folder) for row in rows if row.snapshot_id in work.snapshots]
+    place = work.store.settings.snapshots
+    with snapshots_alone(place):
+        clean(place)
+        for folder in folders:
+            hollow_out(folder)
+        left = [path.parent for path in place.glob(f"*/{FILE_NAME}") if path.parent.name not in registered]
+        for folder in left:  # of an attempt that was killed before it could register
+            shutil.rmtree(folder)
+    return {"erased": work.snapshots, "unfinished": [folder.name for folder in left]}
 
 
 def _runs(work: _Work) -> dict[str, Any]:

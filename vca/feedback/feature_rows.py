@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from vca.feedback.rules import CHOICES, agree, liked, trust
 from vca.feedback.schema import candidate, consent_event, feedback_event, quality_probe, round_, subject
 from vca.feedback.store import Store
 
 WINDOW = timedelta(days=30)
-PRIOR = 2  # probes that everybody is taken to have passed: trust begins at 1, and one slip doesn't end it
-CHOICES = ("pick", "pair", "tie_good", "all_bad", "accept")
 _BATCH = 1000
 
 ViewName = Literal["subject_stats", "dialogue_stats", "prompt_stats"]
@@ -30,8 +29,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """An event, as far as features need it. probe_of: the earlier presentation that was shown again here.
+    """An event, as far as features need it.
 
+    probe_of: the earlier presentation that was shown again here. expected: the picture that a probe has to be answered
+    with.
     reward: what the reward model gave the first picture that the event is about, where it was asked.
     """
 
@@ -41,6 +42,7 @@ class Fact:
     prompt_hmac: str
     presentation_id: str
     probe_of: str | None
+    expected: str | None
     depth: int
     kind: str
     target: tuple[str, ...]
@@ -72,13 +74,14 @@ class _Standing:
 
 
 def subject_rows(facts: list[Fact]) -> Iterator[Row]:
-    """picks_30d: standing picks of the 30 days up to the event. agreement: share of repeats that were answered alike.
+    """picks_30d: standing picks of the 30 days up to the event. agreement: share of probes that were answered right.
 
-    trust: (repeats answered alike + 2) / (repeats answered + 2).
+    trust: what a snapshot makes of these answers (`vca.feedback.rules.trust`), without what an operator set since.
     """
     standing = _Standing()
     recent: dict[str, datetime] = {}  # standing picks within the window, the oldest first
-    probes: dict[str, str] = {}
+    probes: dict[str, Fact] = {}
+    touching: set[str] = set()  # presentations that an answer to a probe depends on
     alike = asked = 0
     for fact in facts:
         ended = standing.add(fact)
@@ -88,22 +91,31 @@ def subject_rows(facts: list[Fact]) -> Iterator[Row]:
             recent[fact.event_id] = fact.received_at
         while recent and (first := next(iter(recent))) and recent[first] <= fact.received_at - WINDOW:
             del recent[first]
-        if fact.probe_of is not None:
-            probes[fact.presentation_id] = fact.probe_of
-        if probes and (ended is not None or fact.presentation_id in {*probes, *probes.values()}):
+        if fact.probe_of is not None or fact.expected is not None:
+            probes[fact.presentation_id] = fact
+            touching |= {fact.presentation_id, fact.probe_of or ""}
+        if probes and (ended is not None or fact.presentation_id in touching):
             alike, asked = _agreement(standing, probes)
         yield {
             "picks_30d": len(recent),
             "agreement": alike / asked if asked else None,
-            "trust": (alike + PRIOR) / (asked + PRIOR),
+            "trust": trust(alike, asked),
         }
 
 
-def _agreement(standing: _Standing, probes: Mapping[str, str]) -> tuple[int, int]:
-    """How many repeats were answered as the first time, of how many where both times are answered."""
-    answers = {one.presentation_id: (one.kind, one.target) for one in standing.events.values()}  # the last one each
-    pairs = [(answers[again], answers[of]) for again, of in probes.items() if again in answers and of in answers]
-    return sum(one == other for one, other in pairs), len(pairs)
+def _agreement(standing: _Standing, probes: Mapping[str, Fact]) -> tuple[int, int]:
+    """How many probes were answered right, of how many that were answered: `vca.feedback.rules.settle`."""
+    # the last choice of each presentation
+    answers = {one.presentation_id: liked(one) for one in standing.events.values()}  # type: ignore[arg-type]
+    verdicts = []
+    for place, probe in probes.items():
+        if place not in answers:
+            continue
+        if probe.expected is not None:
+            verdicts.append(answers[place] == {probe.expected})
+        elif probe.probe_of in answers:
+            verdicts.append(agree(answers[probe.probe_of], answers[place]))
+    return sum(verdicts), len(verdicts)
 
 
 def dialogue_rows(facts: list[Fact]) -> Iterator[Row]:
@@ -212,6 +224,7 @@ def _facts(store: Store, order: str, keys: list[str] | None) -> Iterator[Fact]:
             round_.c.prompt_hmac,
             feedback_event.c.presentation_id,
             quality_probe.c.of_presentation_id.label("probe_of"),
+            quality_probe.c.expected,
             round_.c.depth,
             feedback_event.c.kind,
             feedback_event.c.target,
