@@ -279,6 +279,7 @@ erasure.erase(store, subject_id=subject, runs=Path(folder) / "runs")
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_it_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ann = store.person("ann")
     hers = told_everywhere(store, ann)
