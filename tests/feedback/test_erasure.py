@@ -14,7 +14,7 @@ from people import take
 from stores import begun, drawn, new_id, open_store, picture, say, shown
 
 from vca.errors import ArtifactError
-from vca.feedback import dialogues, erasure, events, queue, sharing, snapshots
+from vca.feedback import dialogues, erasure, events, queue, sharing, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.erasure import STEPS, erase, subject_of
 from vca.feedback.errors import Conflict, NotFound
@@ -194,6 +194,27 @@ def test_only_snapshots_with_the_person_become_invalid(
         assert (tmp_path / runs / "r1/data/pairs.parquet").exists()
         assert (tmp_path / runs / "r1/report.html").exists()
     assert done.releases == ({"run": "r0", "folder": "/elsewhere", "snapshots": [with_her.snapshot_id]},)
+
+
+def test_who_is_erased_while_a_snapshot_is_taken_is_not_in_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = store.person("ann")
+    told_everywhere(store, ann)
+    derive = snapshot._Build._derive
+
+    def meanwhile(build: snapshot._Build, batch: list) -> None:  # type: ignore[type-arg]
+        derive(build, batch)
+        erasure.begin(store, subject_id=ann.subject_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot._Build, "_derive", meanwhile)
+        with pytest.raises(ArtifactError, match="erased while"):
+            take(store, patch)
+    erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+
+    assert files_with(tmp_path, SECRET.encode()) == []
+    assert take(store, monkeypatch).manifest.usable == 0
 
 
 def test_who_is_erased_while_they_write_finds_nothing(store: Store) -> None:

@@ -400,3 +400,31 @@ def _messages(store: Store) -> list[Message]:
     with store.database.reading() as connection:
         found = connection.execute(sa.select(outbox).order_by(outbox.c.seq)).all()
     return [Message(seq=row.seq, key=row.key, payload=row.payload) for row in found]
+
+
+def test_the_commands_apply_push_and_materialize(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from vca.cli_feedback import app
+
+    store = open_store(f"sqlite:///{tmp_path}/store.sqlite", tmp_path)
+    ann = store.person("ann")
+    store.agree(ann, {"train": True})
+    named = store.settings.model_dump(mode="json", include={"url", "objects", "key", "snapshots"})
+    sets = [
+        *(f"feedback.{key}={value}" for key, value in named.items()),
+        f"feedback.features.folder={tmp_path}/features",
+    ]
+
+    def run(command: str) -> str:
+        answer = CliRunner().invoke(app, ["features", command, *(part for one in sets for part in ("--set", one))])
+        assert answer.exit_code == 0, answer.output
+        return answer.output
+
+    assert run("apply").startswith("Feast knows subject_stats")
+    picks(store, ann, 2)
+    assert run("push") == "2 events pushed\n"
+    assert known(store, ann)["picks_30d"] == 2
+    assert run("apply") == run("apply")
+    assert run("materialize") == "subject_stats: 0 new rows, dialogue_stats: 0 new rows, prompt_stats: 0 new rows\n"
+    store.close()

@@ -1,7 +1,7 @@
 """The feedback store's tables. Two databases speak them: SQLite (embedded) and PostgreSQL 15 or later (cluster).
 
 What people write is never stored in the clear: columns `*_enc` hold it encrypted with a key of that person's own
-(`vca.feedback.vault`), so that destroying the key erases the words from every copy, backups too. Ids that clients make
+(`vca.feedback.vault`), so that without the key they are noise wherever they still lie. Ids that clients make
 (dialogue, round, event) are the idempotency keys. Tables of what happened (`consent_event`, `feedback_event`) are
 append-only: triggers refuse updates, and a target that its presentation did not show.
 
@@ -74,11 +74,11 @@ subject = sa.Table(
     "subject",
     metadata,
     _id("subject_id"),
-    # HMAC of the identity that was proven at sign-in; NULL once erased
+    # HMAC of the identity that was proven at sign-in
     sa.Column("auth_hmac", sa.String(64), unique=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("trust", sa.Float, nullable=False),
-    # the key that this person's words are encrypted with, itself encrypted; NULL once erased
+    # the key that this person's words are encrypted with, itself encrypted; goes with the row once erased
     sa.Column("dek_wrapped", sa.LargeBinary),
     _time("created_at"),
     _time("erased_at", nullable=True),
