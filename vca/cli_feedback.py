@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -85,6 +85,42 @@ def erase_command(
     print(f"  snapshots that no longer load: {', '.join(done.snapshots) or 'none'}")
     for release in done.releases:
         print(f"  trained on them, decide whether to train again: {release['folder']}")
+
+
+@app.command("import")
+def import_command(
+    path: Annotated[Path, typer.Argument(help="The data set: a folder; for preferences the JSON file.")],
+    kind: Annotated[Literal["image_reward", "preferences"], typer.Option(help="Its layout.")],
+    name: Annotated[str, typer.Option(help="What the source is called; empty: its kind.")] = "",
+    quarantine: Annotated[Path, typer.Option(help="File for records that can't be used.")] = Path(
+        "runs/feedback/quarantine.jsonl"
+    ),
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Bring in comparisons that people made elsewhere; again changes nothing, interrupted it goes on."""
+    from vca.progress import for_stream
+    from vca.settings import load
+
+    loaded = load(preset=preset, file=settings, overrides=sets)
+    with opened(preset, settings, sets) as store:
+        from vca.feedback import importing
+        from vca.safety import checker
+
+        count = importing.run(
+            store,
+            kind=kind,
+            path=path,
+            name=name,
+            data=loaded.data,
+            checker=checker.load(loaded.serving.safety),
+            quarantine=quarantine,
+            progress=for_stream(),
+        )
+    print(f"comparisons: {importing.told(count)}")
+    if count.quarantined:
+        print(f"each that can't be used is listed in {quarantine}")
 
 
 features = typer.Typer(help="Feast: statistics of people, dialogues and prompts.", no_args_is_help=True)

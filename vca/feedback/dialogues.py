@@ -386,7 +386,7 @@ def _insert_round(
         "parent_candidate_id": request.parent_candidate_id,
         "depth": depth,
         "words_enc": person.key.seal(words.model_dump_json(), row=request.round_id),
-        "prompt_hmac": store.vault.hmac(f"prompt {' '.join(words.prompt.split()).casefold()}"),
+        "prompt_hmac": store.prompt_hmac(words.prompt),
         "prompt_edited": bool(words.prompt_refined) and words.prompt != words.prompt_refined,
         "strength": request.strength,
         "seed_mode": "locked" if request.locked else "fresh",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -55,6 +55,10 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
+
+    def prompt_hmac(self, prompt: str) -> str:
+        """A keyed hash that tells which prompts are the same, but for case and spaces; nobody can guess them by it."""
+        return self.vault.hmac(f"prompt {' '.join(prompt.split()).casefold()}")
 
     # People
 
@@ -140,11 +144,21 @@ def new_id() -> str:
 
 def insert_once(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is taken; whether it was inserted."""
+    statement = _insert(connection, table).values(dict(values)).returning(*table.primary_key.columns)
+    return connection.execute(statement).first() is not None
+
+
+def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those of the rows whose keys are not taken. All have the same columns."""
+    if rows:
+        connection.execute(_insert(connection, table), [dict(row) for row in rows])
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
     from sqlalchemy.dialects import postgresql, sqlite
 
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
-    return connection.execute(statement.returning(*table.primary_key.columns)).first() is not None
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 def digest(document: Any) -> str:
