@@ -189,7 +189,8 @@ class _Desk:
         """Those of the events that are in the store, with their contents' hashes."""
         statement = sa.select(feedback_event.c.event_id, feedback_event.c.body_sha256)
         with self.store.database.reading() as connection:
-            return dict(connection.execute(statement.where(feedback_event.c.event_id.in_(ids))).tuples().all())
+            rows = connection.execute(statement.where(feedback_event.c.event_id.in_(ids))).all()
+        return {row.event_id: row.body_sha256 for row in rows}
 
     def _choice(self, pair: PreferencePair, known: dict[str, str], kept: dict[str, _Kept]) -> _Choice | None:
         """None for a known one. Raises _Unusable, _Hidden."""
