@@ -123,6 +123,26 @@ def import_command(
         print(f"each that can't be used is listed in {quarantine}")
 
 
+@app.command("export")
+def export_command(
+    snapshot: Annotated[Path, typer.Argument(help="Folder of a snapshot.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the result; it must not exist yet.")],
+    format: Annotated[Literal["openai-dpo", "hf-preferences"], typer.Option(help="Whose training code reads it.")],
+    preset: Preset = "local",
+    settings: File = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write a snapshot's pairs for training code elsewhere. People agreed to training, not to publication."""
+    from vca.feedback import exporting
+    from vca.feedback.objects import Objects
+    from vca.progress import for_stream
+    from vca.settings import load
+
+    objects = Objects(load(preset=preset, file=settings, overrides=sets).feedback.objects)
+    done = exporting.export(snapshot, output=output, format=format, objects=objects, progress=for_stream())
+    print(f"pairs: {exporting.told(done.pairs, done.left_out)}; {output}")
+
+
 features = typer.Typer(help="Feast: statistics of people, dialogues and prompts.", no_args_is_help=True)
 app.add_typer(features, name="features")
 
