@@ -6,7 +6,7 @@ Works on batches of columns: most batches hold nobody under suspicion and pass a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -59,11 +59,14 @@ class Judge:
 
 
 class Cap:
-    """Lets through `most` rows of each person, drawn evenly from all; `usable` says how many each of them has."""
+    """Lets through `most` rows of each person, drawn evenly from all; `usable` says how many each of them has.
 
-    def __init__(self, usable: Counter[str], *, share: float, floor: int) -> None:
+    free: subjects that are no persons, for whom there is no limit.
+    """
+
+    def __init__(self, usable: Counter[str], *, share: float, floor: int, free: Collection[str] = ()) -> None:
         self.most = max(floor, int(share * usable.total()))
-        self._left = {person: rows for person, rows in usable.items() if rows > self.most}
+        self._left = {person: rows for person, rows in usable.items() if rows > self.most and person not in free}
         self._room = dict.fromkeys(self._left, self.most)
         self._people = pa.array(sorted(self._left), pa.string())
         self._last: dict[str, tuple[str, bool]] = {}

@@ -80,7 +80,7 @@ class Tally:
                 self.kinds[event.kind] += 1
                 if event.gates:
                     self.gates[_worst(event.gates.values())] += 1
-                if event.kind in CHOICES:
+                if event.kind in CHOICES and not told.imported:
                     choices.append(_choice(told, event))
                 elif event.kind == "rate" and self._ratings is not None:
                     image = told.candidates[event.target[0]].image_sha256

@@ -43,6 +43,7 @@ class Who(NamedTuple):
     created_at: int
     dek_wrapped: bytes | None
     consent: bool
+    imported: bool
 
 
 def moment(as_of: datetime | None) -> datetime:
@@ -135,12 +136,13 @@ class Reader:
                 dialogue_id,
                 subject_id,
                 self.people[subject_id].consent,
-                self.people[subject_id].created_at > self.young,
+                self.people[subject_id].created_at > self.young and not self.people[subject_id].imported,
                 rounds[dialogue_id],
                 candidates[dialogue_id],
                 shown[dialogue_id],
                 events[dialogue_id],
                 elsewhere.get(dialogue_id, {}),
+                self.people[subject_id].imported,
             )
             for dialogue_id, subject_id in owners.items()
         ]
@@ -168,12 +170,16 @@ class Reader:
             .order_by(consent_event.c.at, consent_event.c.id)
         ):
             said[name] = granted
-        for name, trust, created, key in self.connection.execute(
+        for name, kind, trust, created, key in self.connection.execute(
             sa.select(
-                id_(subject.c.subject_id), subject.c.trust, time(subject.c.created_at), subject.c.dek_wrapped
+                id_(subject.c.subject_id),
+                subject.c.kind,
+                subject.c.trust,
+                time(subject.c.created_at),
+                subject.c.dek_wrapped,
             ).where(subject.c.subject_id.in_(new))
         ):
-            self.people[name] = Who(name, trust, created, key, said.get(name, False))
+            self.people[name] = Who(name, trust, created, key, said.get(name, False), kind == "import")
 
     def _taken_back_elsewhere(self) -> dict[str, dict[str, str]]:
         """By dialogue: its events that were retracted or replaced from another dialogue, and by which kind."""

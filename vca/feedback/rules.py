@@ -84,7 +84,8 @@ class Told(NamedTuple):
     """Everything of one dialogue, as far as it was known at some moment; events in the order in which they came.
 
     consent: whether the person lets us train on it now. new: whether they are in quarantine still. taken_back: events
-    that were retracted ("retract") or replaced (another kind) from another dialogue of the person's.
+    that were retracted ("retract") or replaced (another kind) from another dialogue of the person's. imported: labels
+    of a data set (`vca.feedback.importing`): many people's, all received at once.
     """
 
     dialogue_id: str
@@ -96,6 +97,7 @@ class Told(NamedTuple):
     shown: Mapping[str, Shown]
     events: Sequence[Said]
     taken_back: Mapping[str, str] = {}
+    imported: bool = False
 
 
 class Pair(NamedTuple):

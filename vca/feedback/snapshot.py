@@ -171,6 +171,7 @@ class _Build:
                     usable(map(judge.judged, spool.read(COLUMNS))),
                     share=self.rules.subject_share,
                     floor=self.rules.subject_floor,
+                    free={name for name, who in reader.people.items() if who.imported},
                 )
                 parts, counts = Parts(self.folder, kind), _Counts()
                 for batch in spool.read():
