@@ -6,7 +6,7 @@ import * as grid from "./grid.js";
 import { flush, forget, keep, onOthers, pending, recall, record, tellOthers } from "./outbox.js";
 import { again, draft, draw, next, ownWords, save, showDraft, showNext, wireDraft } from "./refine.js";
 import { follow } from "./sse.js";
-import { base, goTo, redo, redoTarget, refresh, state, undo } from "./tree.js";
+import { base, goTo, redo, redoTarget, refresh, showHere, state, undo } from "./tree.js";
 
 const OPEN = ["queued", "running"];
 let view = $("#main").dataset.view;
@@ -53,6 +53,7 @@ function settle() {
   const there = natural();
   const reading = draft.refinement && recall(`reading:${state.round.round_id}`) && ["choose", "refine"].includes(there);
   show(reading ? "diff" : there);
+  showHere();
   say(there === "stopped" ? $("#stopped h2").textContent : grid.told(state.round));
 }
 

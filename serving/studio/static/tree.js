@@ -46,6 +46,7 @@ export async function refresh() {
   let page;
   try {
     const response = await fetch(address(state.round.round_id));
+    if (response.status === 404) location.reload(); // deleted elsewhere
     if (!response.ok) return false;
     page = new DOMParser().parseFromString(await response.text(), "text/html");
   } catch {
@@ -68,6 +69,15 @@ function replace(id, made) {
     const same = $$("input, a", there).find((one) => one.value === focused.value && one.href === focused.href);
     (same ?? $("#prompt")).focus({ preventScroll: true });
   }
+}
+
+/** Scroll the strip, not the page, to where we are. */
+export function showHere() {
+  const [box, here] = [$("#strip .scroll"), $("#strip [aria-current]")];
+  if (!box) return;
+  const [outer, inner] = [box.getBoundingClientRect(), here.getBoundingClientRect()];
+  box.scrollLeft += inner.left - outer.left - (outer.width - inner.width) / 2;
+  box.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
 }
 
 const redoKey = () => `redo:${state.tree.dialogue_id}`;

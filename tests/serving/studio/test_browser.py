@@ -537,7 +537,6 @@ def test_first_use_is_light_and_quick(browser: Browser, studio: Studio, capsys: 
             started = time.monotonic()
             page.goto(path, wait_until="commit")
             page.locator("#theme[aria-pressed]").wait_for()
-            page.locator('script[type="module"]').first.wait_for(state="attached")
             usable = time.monotonic() - started
             page.wait_for_load_state("networkidle")
             number, size = weighed(answers)
