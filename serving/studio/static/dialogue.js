@@ -9,6 +9,7 @@ import { follow } from "./sse.js";
 import { base, goTo, redo, redoTarget, refresh, showHere, state, undo } from "./tree.js";
 
 const OPEN = ["queued", "running"];
+const PICKING = ["choose", "several", "refine"];
 let view = $("#main").dataset.view;
 
 /** What the round's state asks for. */
@@ -77,7 +78,7 @@ function pick(id) {
     say(`Picture ${grid.numberOf(id)} is picked.`);
   }
   $("#ask").hidden = true;
-  show(natural());
+  read(natural());
   afterwards();
 }
 
@@ -185,10 +186,9 @@ function answerProbe(presentation_id, id) {
 $("#work").addEventListener("submit", (/** @type {SubmitEvent} */ event) => {
   event.preventDefault();
   const action = /** @type {any} */ (event.submitter)?.value;
-  if (action === "undo") busy(null, "", undo);
-  else if (action === "all_bad") noneFits();
+  if (action === "all_bad") noneFits();
   else if (action === "accept") accept();
-  else next(read);
+  else if (action === "next") next(read);
 });
 
 function accept() {
@@ -200,6 +200,10 @@ function accept() {
   afterwards();
 }
 
+$("#undo").addEventListener("click", (/** @type {Event} */ event) => {
+  event.preventDefault();
+  busy(null, "", undo);
+});
 $("#redo").addEventListener("click", () => busy(null, "", redo));
 $("#draw").addEventListener("click", () => {
   if (!draft.words.trim()) return alarm("Say what to draw.");
@@ -293,9 +297,9 @@ addEventListener("keydown", (event) => {
     }
   } else if (key === "Escape" && ["diff", "several"].includes(view)) DOES.back(document.body);
   else if (typing(event.target)) return;
-  else if (key >= "1" && key <= "4" && view !== "diff") press(Number(key));
+  else if (key >= "1" && key <= "4" && PICKING.includes(view)) press(Number(key));
   else if (key === "0") noneFits();
-  else if (key.toLowerCase() === "c") compare();
+  else if (key.toLowerCase() === "c" && PICKING.includes(view)) compare();
 });
 
 /** @param {KeyboardEvent} event */
@@ -307,6 +311,8 @@ function goOn(event) {
   else if (view === "choose") say("Pick a picture first: press 1 to 4.");
   else if (view === "stopped") $("#again").click();
 }
+
+$("#prompt").addEventListener("click", () => $("#prompt").classList.toggle("whole"));
 
 // From the first paint on
 

@@ -109,11 +109,15 @@ export function retract() {
   state.round.choice = null;
 }
 
-/** Arrow keys move among the pictures without picking. @param {KeyboardEvent} event */
+/** Arrow keys move among the pictures without picking; Enter picks, as Space does. @param {KeyboardEvent} event */
 export function move(event) {
   const all = inputs();
   const at = all.indexOf(document.activeElement);
   if (at < 0) return;
+  if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault();
+    all[at].click();
+  }
   const columns = getComputedStyle($("#grid .grid")).gridTemplateColumns.split(" ").length;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
   if (!step) return;

@@ -167,6 +167,10 @@ def test_a_dialogue_by_keyboard_alone(page: Page, client: httpx.Client) -> None:
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Space")
     expect(pictures(page).nth(2)).to_be_checked()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    expect(pictures(page).nth(0)).to_be_checked()
+    assert shown(page) == first
 
     page.keyboard.press("c")
     expect(page.locator("#compare-stage img")).to_have_count(2)
