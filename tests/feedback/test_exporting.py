@@ -78,7 +78,7 @@ def test_lines_for_direct_preference_optimisation(store: Store, taken: Snapshot,
         ]
 
 
-@pytest.mark.parametrize("group_bytes", [1, 2**25])
+@pytest.mark.parametrize("group_bytes", [1, 30_000, 2**25])
 def test_tables_for_datasets(store: Store, taken: Snapshot, tmp_path: Path, monkeypatch: MP, group_bytes: int) -> None:
     monkeypatch.setattr(exporting, "GROUP_BYTES", group_bytes)
 
@@ -90,8 +90,12 @@ def test_tables_for_datasets(store: Store, taken: Snapshot, tmp_path: Path, monk
     )
     for split, pairs in wanted.items():
         file = tmp_path / f"out/data/{split}.parquet"
-        assert pq.ParquetFile(file).num_row_groups == (len(pairs) if group_bytes == 1 else 1)
-        found = pq.read_table(file).to_pylist()
+        parts = pq.ParquetFile(file)
+        groups = [parts.read_row_group(number).to_pylist() for number in range(parts.num_row_groups)]
+        sizes = [[len(row[name]["bytes"]) for row in group for name in ("chosen", "rejected")] for group in groups]
+        assert all(sum(size) >= group_bytes for size in sizes[:-1])
+        assert all(sum(size[:-2]) < group_bytes for size in sizes)
+        found = [row for group in groups for row in group]
         assert len(found) == len(pairs)
         for row, pair in zip(found, pairs, strict=True):
             for name in ("prompt", "label", "weight", "rule", "pair_id"):
@@ -126,14 +130,14 @@ def test_the_schema_says_what_datasets_writes_itself(store: Store, taken: Snapsh
     assert str(schema.field("chosen").type) == "struct<bytes: binary, path: string>"
 
 
-def test_a_picture_that_is_gone_takes_its_pairs_out(store: Store, taken: Snapshot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("role", ["image_chosen", "image_rejected"])
+def test_a_picture_that_is_gone_takes_its_pairs_out(store: Store, taken: Snapshot, tmp_path: Path, role: str) -> None:
     pairs = [row for row in rows(taken.folder, "pairs") if row["excluded_reason"] is None]
-    gone = pairs[0]["image_chosen"]
-    concerned = sum(gone in (row["image_chosen"], row["image_rejected"]) for row in pairs)
+    gone = next(row for row in pairs if row["rule"] == "tie")[role]  # in this pair alone
     store.objects.delete(gone)
     done = exported(store, taken.folder, tmp_path / "out", "hf-preferences")
-    assert done.left_out["missing_picture"] == concerned
-    assert sum(done.pairs.values()) == len(pairs) - concerned
+    assert done.left_out["missing_picture"] == 1
+    assert sum(done.pairs.values()) == len(pairs) - 1
 
 
 @pytest.mark.parametrize("format", ["openai-dpo", "hf-preferences"])
@@ -202,7 +206,9 @@ def test_from_a_label_file_to_an_export_and_nothing_changed(store: Store, tmp_pa
     done = exported(store, take(store, monkeypatch).folder, tmp_path / "out", "hf-preferences")
 
     assert (sum(done.pairs.values()), done.left_out) == (400, {})
-    found = [row for file in (tmp_path / "out/data").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    files = sorted((tmp_path / "out/data").iterdir())
+    assert [file.name for file in files] == ["test.parquet", "train.parquet", "validation.parquet"]
+    found = [row for file in files for row in pq.read_table(file).to_pylist()]
     images = path.parent / "images"
     assert Counter((row["prompt"], row["chosen"]["bytes"], row["rejected"]["bytes"]) for row in found) == Counter(
         (f"a green house number {n}", (images / f"{n}a.png").read_bytes(), (images / f"{n}b.png").read_bytes())
