@@ -17,7 +17,7 @@ from stores import open_store, say, shown
 
 from vca.data.settings import DataSettings
 from vca.errors import ArtifactError, DataError
-from vca.feedback import exporting, importing, traces
+from vca.feedback import erasure, exporting, importing, traces
 from vca.feedback.exporting import SPLITS, Exported, export
 from vca.feedback.schema import subject
 from vca.feedback.snapshot import Snapshot
@@ -222,6 +222,24 @@ def test_a_source_that_an_operator_does_not_trust_stays_out(store: Store, tmp_pa
     with store.database.writing() as connection:
         connection.execute(sa.update(subject).values(trust=0.1))
     assert take(store, monkeypatch).manifest.excluded_pairs == {"low_trust": 3}
+
+
+@pytest.mark.parametrize("format", ["openai-dpo", "hf-preferences"])
+def test_erasing_a_source_erases_it_from_exports_too(
+    store: Store, tmp_path: Path, monkeypatch: MP, format: str
+) -> None:
+    path = lay.preferences(tmp_path / "source", count=2)
+    imported(store, path)
+    exported(store, take(store, monkeypatch).folder, tmp_path / "runs/out", format)
+    runs = tmp_path / "runs"
+
+    done = erasure.erase(store, subject_id=erasure.subject_of(store, "import:preferences"), runs=runs)
+
+    assert done.receipts["prepared"]["removed"] == [str(runs / "out")]
+    assert not (runs / "out").exists()
+    assert [file for file in (tmp_path / "pictures").rglob("*") if file.is_file()] == []
+    imported(store, path)  # by somebody who means it
+    assert take(store, monkeypatch).manifest.usable == 2
 
 
 def imported(store: Store, path: Path) -> None:
