@@ -14,6 +14,7 @@ from vca.feedback import quality
 from vca.feedback.judging import Cap, Judge, usable
 from vca.feedback.quality import CHOICE_ROWS, HOUR, MINUTE, RATING_ROWS
 from vca.feedback.sheets import batch_of
+from vca.feedback.snapshot_files import TIME
 
 SECOND = 10**6
 
@@ -110,11 +111,12 @@ def batch(rows: list[tuple[str, str, str | None, str, int, str | None]]) -> pa.R
             ("prompt_hmac", pa.string()),
             ("phash_chosen", pa.string()),
             ("source_event_id", pa.string()),
-            ("event_timestamp", pa.timestamp("us", tz="UTC")),
+            ("event_timestamp", pa.int64()),
             ("excluded_reason", pa.string()),
         ]
     )
-    return batch_of(rows, schema)
+    places = [pa.field("event_timestamp", TIME) if one.name == "event_timestamp" else one for one in schema]
+    return batch_of(rows, schema).cast(pa.schema(places))
 
 
 def test_each_suspicion_has_its_reason_and_earlier_reasons_stay() -> None:

@@ -23,7 +23,7 @@ def told(*events: Said, shown: tuple[Shown, ...] = (), **more: Any) -> Told:
         Round(r, before, before and f"{before}0", depth, f"hmac {r}", f"prompt {r}", "")
         for depth, (r, before) in enumerate(zip("abc", (None, "a", "b"), strict=True), start=1)
     ]
-    usual = [Shown(f"see {r}", r, tuple(f"{r}{i}" for i in range(4)), 0) for r in "abc"]
+    usual = [Shown(f"see {r}", r, tuple(f"{r}{i}" for i in range(4)), "00") for r in "abc"]
     fields: dict[str, Any] = {
         "dialogue_id": "d",
         "subject_id": "s",
@@ -39,7 +39,7 @@ def told(*events: Said, shown: tuple[Shown, ...] = (), **more: Any) -> Told:
 
 def said(name: str, kind: str, *target: str, place: str = "see a", replaces: str | None = None) -> Said:
     number = int(name[1:])
-    return Said(name, place[-1], place, kind, target, replaces, number, number)
+    return Said(name, place[-1], place, kind, target, replaces, f"{number:02d}", f"{number:02d}")
 
 
 def derived(told: Told, settings: RuleSettings = RuleSettings()) -> list[Pair]:  # noqa: B008 (frozen)
@@ -106,7 +106,7 @@ def test_an_accepted_picture_can_also_beat_the_one_it_was_made_from() -> None:
     assert [pair.excluded_reason for pair in found] == ["retracted"]
 
 
-PROBE = Shown("probe a", "a", ("a3", "a2", "a1", "a0"), 5, True, "see a")
+PROBE = Shown("probe a", "a", ("a3", "a2", "a1", "a0"), "05", True, "see a")
 
 
 def test_a_probe_makes_no_pairs_and_another_answer_spoils_the_first() -> None:
@@ -121,7 +121,7 @@ def test_a_probe_makes_no_pairs_and_another_answer_spoils_the_first() -> None:
 
 
 def test_a_gold_probe_knows_the_answer() -> None:
-    gold = Shown("gold a", "a", ("a0", "a1"), 5, True, None, "a1")
+    gold = Shown("gold a", "a", ("a0", "a1"), "05", True, None, "a1")
     for picked, right in (("a1", True), ("a0", False)):
         story = told(said("e1", "pick", picked, place="gold a"), shown=(gold,))
         assert settle(story).probes == {"gold a": right}

@@ -11,11 +11,11 @@ from people import picked, rows, take, willing
 from stores import begun, drawn, new_id, open_store, say, shown
 
 from vca.errors import ArtifactError, SettingsError
-from vca.feedback import dialogues, events, rules, snapshot, snapshots
+from vca.feedback import dialogues, erasure, events, rules, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.errors import NotFound
-from vca.feedback.schema import candidate, dialogue, erasure_request, store_state
-from vca.feedback.snapshot_files import hollow_out, read_manifest
+from vca.feedback.schema import candidate, dialogue
+from vca.feedback.snapshot_files import read_manifest
 from vca.feedback.store import Store, now
 from vca.progress import Quiet
 
@@ -24,11 +24,6 @@ MP = pytest.MonkeyPatch
 
 def digests(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.parquet")}
-
-
-def bump_epoch(store: Store) -> None:
-    with store.database.writing() as connection:
-        connection.execute(sa.update(store_state).values(value=store_state.c.value + 1))
 
 
 def test_a_pick_of_four_becomes_three_pairs_with_words_pictures_and_slots(store: Store, monkeypatch: MP) -> None:
@@ -173,12 +168,13 @@ def dialogue_of(store: Store) -> str:
 
 def test_an_erasure_while_it_is_built_leaves_nothing_of_it(store: Store, monkeypatch: MP) -> None:
     """Case 13."""
-    picked(store, willing(store))
+    ann = willing(store)
+    picked(store, ann)
     derive = snapshot._Build._derive
 
     def erased_meanwhile(self: object, batch: object) -> None:
         derive(self, batch)  # type: ignore[arg-type]
-        bump_epoch(store)
+        erasure.begin(store, subject_id=ann.subject_id)
 
     monkeypatch.setattr(snapshot._Build, "_derive", erased_meanwhile)
     with pytest.raises(ArtifactError, match="erased while"):
@@ -187,21 +183,23 @@ def test_an_erasure_while_it_is_built_leaves_nothing_of_it(store: Store, monkeyp
     assert [path.name for path in store.settings.snapshots.iterdir()] == [".lock"]
 
 
-def test_a_snapshot_of_somebody_who_was_erased_since_does_not_load(store: Store, monkeypatch: MP) -> None:
+def test_a_snapshot_of_somebody_who_was_erased_since_does_not_load(
+    store: Store, tmp_path: Path, monkeypatch: MP
+) -> None:
     ann, bob = willing(store), willing(store, "bob")
     picked(store, ann)
     with_ann = take(store, monkeypatch)
     store.agree(ann, {"train": False})
     picked(store, bob)
-    bump_epoch(store)  # somebody else
+    with_both = take(store, monkeypatch)
+    erasure.begin(store, subject_id=bob.subject_id)
     assert snapshots.load(store, with_ann.snapshot_id)
-    values = {"id": new_id(), "subject_id": ann.subject_id, "requested_at": now(), "due_at": now()}
-    with store.database.writing() as connection:
-        connection.execute(sa.insert(erasure_request).values(**values, receipts={}, snapshots_hit=[], releases_hit=[]))
+    with pytest.raises(ArtifactError, match="erased since"):
+        snapshots.load(store, with_both.snapshot_id)
+    erasure.erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
 
     with pytest.raises(ArtifactError, match="erased since"):
         snapshots.load(store, with_ann.snapshot_id)
-    hollow_out(with_ann.folder)
     with pytest.raises(ArtifactError, match="erased since"):
         read_manifest(with_ann.folder)
     assert digests(with_ann.folder) == {}

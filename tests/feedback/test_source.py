@@ -17,8 +17,8 @@ from vca.data.settings import DataSettings
 from vca.data.shards import read_dialogues, read_pairs
 from vca.data.sources.feedback import SIDES
 from vca.errors import ArtifactError
+from vca.feedback import erasure
 from vca.feedback.snapshot import Snapshot
-from vca.feedback.snapshot_files import hollow_out
 from vca.feedback.store import Store
 from vca.preflight import _source_bytes
 from vca.progress import Quiet
@@ -101,7 +101,8 @@ def test_places_can_be_evened_out(store: Store, tmp_path: Path, monkeypatch: pyt
 def test_an_erased_snapshot_and_a_changed_one_are_refused(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picked(store, willing(store))
+    ann = willing(store)
+    picked(store, ann)
     taken = take(store, monkeypatch)
     file = taken.folder / "pairs/00000.parquet"
     whole = file.read_bytes()
@@ -109,7 +110,7 @@ def test_an_erased_snapshot_and_a_changed_one_are_refused(
     with pytest.raises(ArtifactError, match="corrupt"):
         prepared(config(store, taken), tmp_path)
     file.write_bytes(whole)
-    hollow_out(taken.folder)
+    erasure.erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
     with pytest.raises(ArtifactError, match="erased since"):
         prepared(config(store, taken), tmp_path)
     with pytest.raises(ArtifactError, match="erased since"):

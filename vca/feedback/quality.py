@@ -18,7 +18,7 @@ from scipy.special import chdtrc
 
 from vca.feedback.rules import CHOICES, Settled, Told
 from vca.feedback.sheets import batch_of
-from vca.feedback.snapshot_files import Slots
+from vca.feedback.snapshot_files import TIME, Slots
 
 ALARM_P = 1e-3  # a slot's share is no accident below this
 MINUTE, HOUR = 60 * 10**6, 3600 * 10**6  # microseconds
@@ -26,7 +26,7 @@ AXES = ("alignment", "coherence", "style")
 CHOICE_ROWS = pa.schema(
     [
         ("subject_id", pa.string()),
-        ("received", pa.int64()),
+        ("received", pa.int64()),  # microseconds since 1970
         ("prompt_hmac", pa.string()),
         ("shown", pa.string()),  # the pictures shown, whatever their order
         ("image", pa.string()),  # the one that a pick is for
@@ -85,7 +85,8 @@ class Tally:
                 elif event.kind == "rate" and self._ratings is not None:
                     image = told.candidates[event.target[0]].image_sha256
                     rated.append((image, told.subject_id, *(event.body.get(axis) for axis in AXES)))
-        self._choices.write_batch(batch_of(choices, CHOICE_ROWS))
+        told = CHOICE_ROWS.set(CHOICE_ROWS.get_field_index("received"), pa.field("received", TIME))
+        self._choices.write_batch(batch_of(choices, told).cast(CHOICE_ROWS))
         if self._ratings is not None:
             self._ratings.write_batch(batch_of(rated, RATING_ROWS))
 
@@ -119,7 +120,7 @@ def _worst(verdicts: Iterable[str]) -> str:
 def _choice(told: Told, event: Any) -> tuple[Any, ...]:
     shown = told.shown[event.presentation_id]
     prompt = told.rounds[shown.round_id].prompt_hmac
-    pictures = "".join(sorted((told.candidates[slot].image_sha256 or slot)[:16] for slot in shown.slots))
+    pictures = "".join(sorted([(told.candidates[slot].image_sha256 or slot)[:16] for slot in shown.slots]))
     if event.kind not in ("pick", "accept"):
         return (told.subject_id, event.received_at, prompt, pictures, None, None)
     picked = told.candidates[event.target[0]]

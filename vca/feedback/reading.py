@@ -1,16 +1,17 @@
 """Everything that people did up to a moment, dialogue after dialogue, in one transaction and little memory.
 
-The columns come as text and whole numbers, made so by the database: turning millions of them into Python's own UUIDs,
-moments and documents would take longer than everything else.
+Ids and times stay what `vca.feedback.rules` wants of them, text: making Python's own UUIDs and moments of millions of
+them would take longer than everything else.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -31,16 +32,15 @@ from vca.feedback.store import Person, Store, now
 
 LAG_S = 10.0  # an event's transaction may end this much after its received_at: a lock's wait, a statement, a clock
 BATCH = 500  # dialogues
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Range = tuple[str, str]  # ids of the first and the last dialogue
 
 
 class Who(NamedTuple):
-    """What is known now of a person, whatever the moment that is looked at. created_at: microseconds since 1970."""
+    """What is known now of a person, whatever the moment that is looked at."""
 
     subject_id: str
     trust: float
-    created_at: int
+    created_at: str
     dek_wrapped: bytes | None
     consent: bool
     imported: bool
@@ -59,13 +59,9 @@ def moment(as_of: datetime | None) -> datetime:
     return as_of.astimezone(UTC)
 
 
-def micros(at: datetime) -> int:
-    """Microseconds since 1970."""
-    return (at - EPOCH) // timedelta(microseconds=1)
-
-
-def from_micros(at: int) -> datetime:
-    return EPOCH + timedelta(microseconds=at)
+def as_text(at: datetime) -> str:
+    """As times are read here."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
 
 
 class Reader:
@@ -73,7 +69,7 @@ class Reader:
 
     def __init__(self, store: Store, connection: sa.Connection, *, as_of: datetime, quarantine_h: float = 0) -> None:
         self.store, self.connection, self.as_of = store, connection, as_of
-        self.young = micros(as_of - timedelta(hours=quarantine_h))
+        self.young = as_text(as_of - timedelta(hours=quarantine_h)) if quarantine_h else None
         self.people: dict[str, Who] = {}
         self._person = lru_cache(4096)(lambda subject_id, wrapped: store.opened(subject_id, wrapped))
         if not store.database.sqlite:  # reading everything may take longer than a person waits
@@ -111,24 +107,32 @@ class Reader:
             home[name] = dialogue_id
         candidates: dict[str, dict[str, Candidate]] = defaultdict(dict)
         for row in self._rows(self._candidates(among)):
-            if row[1] in home:
-                candidates[home[row[1]]][row[0]] = Candidate._make(row)
+            if (dialogue_id := home.get(row[1])) is not None:
+                candidates[dialogue_id][row[0]] = Candidate._make(row)
         shown: dict[str, dict[str, Shown]] = defaultdict(dict)
         for name, round_id, slots, at, probe, of, expected in self._rows(self._presentations(among)):
             if round_id in home:
-                one = Shown(name, round_id, tuple(json.loads(slots)), at, probe is not None, of, expected)
+                one = Shown(name, round_id, _ids(slots), at, probe is not None, of, expected)
                 shown[home[round_id]][name] = one
         events: dict[str, list[Said]] = defaultdict(list)
         for event_id, round_id, place, kind, target, replaces, acted, received, dwell, by, body, gates in self._rows(
             self._events(among)
         ):
             if round_id in home:
-                facts = json.loads(body) if body != "{}" else {}
-                verdicts = json.loads(gates) if gates != "{}" else {}
-                pictures = tuple(json.loads(target))
                 events[home[round_id]].append(
                     Said(
-                        event_id, round_id, place, kind, pictures, replaces, acted, received, dwell, by, facts, verdicts
+                        event_id,
+                        round_id,
+                        place,
+                        kind,
+                        _ids(target),
+                        replaces,
+                        acted,
+                        received,
+                        dwell,
+                        by,
+                        _document(body),
+                        _document(gates),
                     )
                 )
         return [
@@ -136,7 +140,7 @@ class Reader:
                 dialogue_id,
                 subject_id,
                 self.people[subject_id].consent,
-                self.people[subject_id].created_at > self.young and not self.people[subject_id].imported,
+                self._new(self.people[subject_id]),
                 rounds[dialogue_id],
                 candidates[dialogue_id],
                 shown[dialogue_id],
@@ -147,14 +151,19 @@ class Reader:
             for dialogue_id, subject_id in owners.items()
         ]
 
+    def _new(self, who: Who) -> bool:
+        """Whether somebody came so lately that what they say doesn't count yet. An imported source is no person."""
+        return self.young is not None and who.created_at > self.young and not who.imported
+
     def _rows(self, statement: Any) -> list[Any]:
-        return list(self.connection.execute(statement).all())
+        """As the driver has them: nothing is left to convert."""
+        return list(self.connection.execute(statement).cursor.fetchall())
 
     def _words(self, who: Who, round_id: str, sealed: bytes) -> dict[str, Any]:
         if not who.consent or who.dek_wrapped is None:
             return {}
-        person: Person = self._person(who.subject_id, who.dek_wrapped)
-        words: dict[str, Any] = json.loads(person.key.open(sealed, row=round_id))
+        person: Person = self._person(str(uuid.UUID(who.subject_id)), who.dek_wrapped)
+        words: dict[str, Any] = json.loads(person.key.open(sealed, row=str(uuid.UUID(round_id))))
         return words
 
     def _meet(self, names: set[str]) -> None:
@@ -162,7 +171,7 @@ class Reader:
         new = names - self.people.keys()
         if not new:
             return
-        id_, time = self._columns.id, self._columns.micros
+        id_, time = self._columns.id, self._columns.time
         said: dict[str, bool] = {}
         for name, granted in self.connection.execute(
             sa.select(id_(consent_event.c.subject_id), consent_event.c.granted)
@@ -233,7 +242,7 @@ class Reader:
                 id_(presentation.c.presentation_id),
                 id_(presentation.c.round_id),
                 self._columns.text(presentation.c.slots),
-                self._columns.micros(presentation.c.shown_at),
+                self._columns.time(presentation.c.shown_at),
                 id_(probe.c.probe_id),
                 id_(probe.c.of_presentation_id),
                 id_(probe.c.expected),
@@ -253,8 +262,8 @@ class Reader:
                 event.c.kind,
                 self._columns.text(event.c.target),
                 id_(event.c.supersedes),
-                self._columns.micros(event.c.event_at),
-                self._columns.micros(event.c.received_at),
+                self._columns.time(event.c.event_at),
+                self._columns.time(event.c.received_at),
                 event.c.dwell_ms,
                 event.c.input,
                 self._columns.text(event.c.body),
@@ -265,28 +274,31 @@ class Reader:
         )
 
 
+def _ids(text: str) -> tuple[str, ...]:
+    """JSON of a list of UUIDs."""
+    return tuple(text.replace("-", "")[2:-2].split('", "')) if len(text) > 2 else ()
+
+
+@lru_cache(1024)
+def _document(text: str) -> Mapping[str, Any]:
+    """JSON that many rows share."""
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
 class _Columns:
-    """Columns as the database itself spells them out."""
+    """Columns as the text that `vca.feedback.rules` wants, which in SQLite is what is stored."""
 
     def __init__(self, dialect: str) -> None:
         self.sqlite = dialect == "sqlite"
 
     def id(self, column: sa.Column[Any]) -> sa.ColumnElement[str]:
-        """A UUID in its usual form."""
-        if not self.sqlite:
-            return sa.cast(column, sa.String)
-        raw = sa.type_coerce(column, sa.String)
-        parts = [sa.func.substr(raw, start, length) for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))]
-        return reduce(lambda left, right: left.concat("-").concat(right), parts)
+        return self.text(column) if self.sqlite else sa.func.replace(self.text(column), "-", "")
 
-    def micros(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
-        """Microseconds since 1970."""
-        if not self.sqlite:
-            return sa.cast(sa.extract("epoch", column) * 1_000_000, sa.BigInteger)
-        raw = sa.type_coerce(column, sa.String)
-        seconds = sa.cast(sa.func.strftime("%s", raw), sa.BigInteger)
-        return seconds * 1_000_000 + sa.cast(sa.func.substr(raw, 21, 6), sa.BigInteger)
+    def time(self, column: sa.Column[Any]) -> sa.ColumnElement[str]:
+        if self.sqlite:
+            return self.text(column)
+        return sa.func.to_char(sa.func.timezone("UTC", column), "YYYY-MM-DD HH24:MI:SS.US")
 
     def text(self, column: sa.Column[Any]) -> sa.ColumnElement[str]:
-        """JSON as its text."""
         return sa.type_coerce(column, sa.String) if self.sqlite else sa.cast(column, sa.String)

@@ -4,8 +4,9 @@ The last choice of a presentation counts that was not taken back. What does not 
 all the same, and say why they are excluded. Reasons that one dialogue shows are found here; those that need everybody
 (trust, bursts, clusters, the cap per person) in `vca.feedback.snapshot`.
 
-These are named tuples, not dataclasses: a snapshot makes millions of them, straight from database rows. Times are
-microseconds since 1970, UTC; ids are UUIDs in their usual form.
+These are named tuples, not dataclasses: a snapshot makes millions of them, straight from database rows. For the same
+reason ids are UUIDs as their 32 hexadecimal digits, and times are text, "2027-01-31 12:00:00.000000", in UTC: what is
+written of them gets its usual form in bulk (`vca.feedback.sheets`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Shown(NamedTuple):
     presentation_id: str
     round_id: str
     slots: tuple[str, ...]
-    shown_at: int
+    shown_at: str
     probe: bool = False
     of: str | None = None
     expected: str | None = None
@@ -72,8 +73,8 @@ class Said(NamedTuple):
     kind: str
     target: tuple[str, ...]
     supersedes: str | None
-    event_at: int
-    received_at: int
+    event_at: str
+    received_at: str
     dwell_ms: int | None = None
     input: str = "api"
     body: Mapping[str, int | bool] = {}
@@ -125,7 +126,7 @@ class Pair(NamedTuple):
     slot_rejected: int | None
     slots: int
     source_event_id: str
-    event_timestamp: int
+    event_timestamp: str
     split: Split
     excluded_reason: Reason | None
 
@@ -151,7 +152,7 @@ class Way(NamedTuple):
     phash_chosen: str | None
     steps: tuple[Step, ...]
     source_event_id: str
-    event_timestamp: int
+    event_timestamp: str
     split: Split
     excluded_reason: Reason | None
 
@@ -224,7 +225,7 @@ def trust(agreed: int, asked: int, *, stored: float = 1.0) -> float:
 
 def split_of(dialogue_id: str) -> Split:
     """By hash of the dialogue: all that comes of it is on one side, whenever it is derived."""
-    point = unit(dialogue_id, salt="feedback")
+    point = unit(dialogue_id.replace("-", ""), salt="feedback")
     return "test" if point < TEST_SHARE else "val" if point < TEST_SHARE + VALIDATION_SHARE else "train"
 
 

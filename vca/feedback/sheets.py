@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vca.feedback.snapshot_files import SCHEMAS, File, Kind, sha256_of
+from vca.feedback.snapshot_files import SCHEMAS, TIME, File, Kind, sha256_of
 
 GROUP_ROWS = 2**15
 FILE_ROWS = 2**20
+IDS = {
+    "dialogue_id", "round_id", "subject_id", "presentation_id", "event_id", "candidate_id", "chosen", "rejected",
+    "leaf", "source_event_id", "supersedes",
+}  # fmt: skip
 # Ids and digests of pictures differ in nearly every row; a dictionary of them would only be in the way.
 REPEATED = {
     "pairs": ["dialogue_id", "round_id", "subject_id", "rule", "prompt", "prompt_hmac", "source_event_id", "split"],
@@ -22,11 +28,26 @@ REPEATED = {
 
 
 def batch_of(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """rows: values in the schema's order."""
+    """rows: values in the schema's order, times as `vca.feedback.rules` has them."""
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
     return pa.record_batch(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+        [_column(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if kind == TIME:
+        return pa.array(values, pa.string()).cast(pa.timestamp("us")).cast(TIME)
+    return pa.array(values, kind)
+
+
+def with_dashes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with its UUIDs in their usual form."""
+    for place, name in enumerate(batch.schema.names):
+        if name in IDS:
+            parts = [pc.utf8_slice_codeunits(batch[name], a, b) for a, b in pairwise((0, 8, 12, 16, 20, 32))]
+            batch = batch.set_column(place, name, pc.binary_join_element_wise(*parts, "-"))
+    return batch
 
 
 class Spool:
@@ -68,7 +89,7 @@ class Parts:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
+        self._waiting.append(with_dashes(batch))
         self._rows += batch.num_rows
         if self._rows >= GROUP_ROWS:
             self._flush()

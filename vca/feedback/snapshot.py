@@ -32,7 +32,7 @@ from vca.errors import ArtifactError
 from vca.feedback import quality
 from vca.feedback.judging import COLUMNS, Cap, Judge, usable
 from vca.feedback.quality import Tally
-from vca.feedback.reading import Reader, from_micros, moment
+from vca.feedback.reading import Reader, moment
 from vca.feedback.rules import RULE_VERSION, Pair, Settled, Told, Way, pairs, settle, trust, way_of
 from vca.feedback.schema import dataset_snapshot, snapshot_subject, store_state
 from vca.feedback.sheets import Parts, Spool, batch_of
@@ -130,7 +130,7 @@ class _Build:
         self.store, self.at, self.folder, self.progress = store, at, folder, progress
         self.rules = store.settings.rules
         self.people: Counter[str] = Counter()
-        self.newest = self.picture_bytes = 0
+        self.newest, self.picture_bytes = "", 0
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
         self.pairs = Spool(self.scratch / "pairs.arrow", PAIRS)
@@ -225,7 +225,7 @@ class _Build:
         manifest = Manifest(
             snapshot_id=sha256(f"{digest} {RULE_VERSION} {epoch}".encode()).hexdigest()[:20],
             as_of=self.at,
-            newest=from_micros(self.newest) if self.newest else None,
+            newest=datetime.fromisoformat(f"{self.newest}+00:00") if self.newest else None,
             rule_version=RULE_VERSION,
             rules=self.rules.model_dump(mode="json"),
             erasure_epoch=epoch,
