@@ -135,13 +135,17 @@ def routes(studio: Studio, pages: Pages) -> APIRouter:
     def shared(token: str) -> Response:
         person, dialogue_id = sharing.followed(store, token)
         tree = dialogues.tree(store, person, dialogue_id)
-        picked = {one.parent_candidate_id for one in tree.rounds}
+        said, seen = events.said(store, person, dialogue_id), events.presented(store, person, dialogue_id)
+        path = tree.path(tree.head_round_id)
         rounds = []
-        for one in tree.path(tree.head_round_id):
-            ready = [picture for picture in one.candidates if picture.state == "ready"]
-            best = next((picture for picture in ready if picture.candidate_id in picked), ready[0] if ready else None)
+        for one, after in zip(path, [*path[1:], None], strict=True):
+            choice = wire.choice_of(one.round_id, said, seen)
+            wanted = [after.parent_candidate_id] if after else []  # what the next round was made from, or what is liked
+            wanted += choice["target"] if choice and choice["kind"] != "all_bad" else []
+            ready = [picture.candidate_id for picture in one.candidates if picture.state == "ready"]
+            best = next((picture for picture in [*wanted, *ready] if picture in ready), None)
             if best is not None:
-                rounds.append({"prompt": one.words.prompt, "picture": f"/s/{token}/{best.candidate_id}"})
+                rounds.append({"prompt": one.words.prompt, "picture": f"/s/{token}/{best}"})
         response = pages.html("share", rounds=rounds)
         response.headers["X-Robots-Tag"] = "noindex, nofollow"
         return response

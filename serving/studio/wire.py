@@ -163,7 +163,7 @@ class View:
             "candidates": [self._candidate(pictures[name], one) for name in order],
             "presentation": seen and _document(seen),
             "probe": self._probe(one, seen, said, shown),
-            "choice": _choice(one.round_id, said, shown),
+            "choice": choice_of(one.round_id, said, shown),
         }
 
     def _seen(self, one: Round, shown: Shown) -> events.Presentation | None:
@@ -176,7 +176,7 @@ class View:
         """The same pictures once more, in a few rounds where one was picked; until that is answered."""
         if seen is None or len(seen.slots) < 2 or not _drawn_by_lot(one.round_id, self.store.settings.probe_share):
             return None
-        choice = _choice(one.round_id, said, shown)
+        choice = choice_of(one.round_id, said, shown)
         if choice is None or choice["kind"] != "pick" or choice["presentation_id"] != seen.presentation_id:
             return None
         again = shown.get((one.round_id, True)) or events.present(
@@ -208,7 +208,7 @@ class View:
         }
 
 
-def _choice(round_id: str, said: Said, shown: Shown) -> dict[str, Any] | None:
+def choice_of(round_id: str, said: Said, shown: Shown) -> dict[str, Any] | None:
     """The last choice in a round that was not taken back; what was picked in a probe is none. What was said of two in
     a comparison counts where nothing was said of all: it takes no pick back."""
     gone = {row.supersedes for row in said if row.supersedes}

@@ -155,6 +155,16 @@ def test_a_shared_link_shows_pictures_only_until_it_is_revoked(client: httpx.Cli
     assert client.post(f"/v1/dialogues/{dialogue_id}/share").json()["url"] != shared["url"]
 
 
+def test_a_shared_link_shows_what_was_chosen(client: httpx.Client) -> None:
+    dialogue_id, round_id = begin(client)
+    seen = finished(client, round_id)["presentation"]
+    link = client.post(f"/v1/dialogues/{dialogue_id}/share").json()["url"]
+    for slot in range(4):
+        client.post("/v1/events", json=event(seen, "accept", slot))
+        page = client.get(link).text
+        assert [f"{link}/{picture}" in page for picture in seen["slots"]] == [n == slot for n in range(4)]
+
+
 def test_consent_is_off_until_it_is_given(generator: Running, tmp_path: Path) -> None:
     with studio_of(tmp_path, generator.url) as studio, studio.client() as client:
         assert client.get("/v1/me").json()["consent"]["train"] is False
