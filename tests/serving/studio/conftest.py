@@ -7,7 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, Page
 from serving_process import Running
+from studio_browser import chromium, visitor
 from studio_process import Studio, studio_of
 
 QUICK = {"test_identity", "test_limits"}
@@ -30,3 +32,15 @@ def studio(generator: Running, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def client(studio: Studio) -> Iterator[httpx.Client]:
     with studio.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, studio: Studio) -> Iterator[Page]:
+    with visitor(browser, studio) as page:
+        yield page

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -135,3 +137,18 @@ def weighed(responses: list[Response]) -> tuple[int, int]:
     """How many answers, and how many bytes in their bodies; pictures of the generator left out."""
     counted = [one for one in responses if "/v1/" not in one.url]
     return len(counted), sum(len(one.body()) for one in counted if one.status == 200)
+
+
+def events_of(studio: Studio, dialogue_id: str) -> list[str]:
+    """The kinds of all events of a dialogue, in order."""
+    with sqlite3.connect(studio.folder / "store.sqlite") as database:
+        statement = "SELECT kind FROM feedback_event WHERE dialogue_id = ? ORDER BY received_at, event_id"
+        return [row[0] for row in database.execute(statement, (dialogue_id.replace("-", ""),))]
+
+
+def expect_events(studio: Studio, page: Page, *kinds: str) -> None:
+    """They are written down; the page needs not wait for that, the test does."""
+    end = time.monotonic() + 20
+    while (found := events_of(studio, dialogue(page))) != list(kinds) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found == list(kinds)
