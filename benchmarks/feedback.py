@@ -118,9 +118,10 @@ def over_http(app: App, seen: Sequence[Presentation], *, seconds: float) -> floa
     return len(history.acknowledged) / seconds
 
 
-def killed(store: Store, app: App, kills: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, Any]:
+def killed(
+    store: Store, app: App, seen: Sequence[Presentation], kills: dict[str, Callable[[], None]], *, rounds: int
+) -> dict[str, Any]:
     """Kill each thing `rounds` times under load; what was lost, and the times to the next acknowledgement."""
-    seen = seen_by(store, CLIENTS)
     history, stop = History(), threading.Event()
     writing = threading.Thread(target=write, args=(app, seen, stop, history))
     writing.start()
@@ -156,9 +157,9 @@ def measured(url: str, kills: dict[str, Callable[[], None]], given: argparse.Nam
 
         found: dict[str, Any] = {"throughput": throughput(store, turns=given.turns, seconds=given.seconds)}
         print(json.dumps(found), file=sys.stderr, flush=True)
+        seen = seen_by(store, CLIENTS)  # before the studio is there to draw them
         app.start()
         try:
-            seen = seen_by(store, CLIENTS)
             until_up = History()
             stop = threading.Event()
             warm = threading.Thread(target=write, args=(app, seen[:1], stop, until_up))
@@ -171,7 +172,7 @@ def measured(url: str, kills: dict[str, Callable[[], None]], given: argparse.Nam
             with store.database.writing() as connection:  # these were not in the history that is checked
                 connection.execute(sa.text("DELETE FROM outbox"))
                 connection.execute(sa.text("DELETE FROM feedback_event"))
-            found["killed"] = killed(store, app, {"app": app_killed, **kills}, rounds=given.kills)
+            found["killed"] = killed(store, app, seen, {"app": app_killed, **kills}, rounds=given.kills)
         finally:
             app.kill()
     return found

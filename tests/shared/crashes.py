@@ -163,11 +163,12 @@ def check(store: Store, history: History) -> Found:
 
 
 def until_acknowledged(history: History, kill: Callable[[], None]) -> float:
-    """Kill; how long it took from then until the next acknowledgement, in seconds."""
-    kill()
+    """Kill and start again; how long it took from the kill until the next acknowledgement, in seconds."""
     started = time.monotonic()
+    kill()
+    back = time.monotonic()  # what is acknowledged from now on comes from the process that was started
     while True:
-        later = [moment for moment in list(history.acknowledged.values())[-100:] if moment > started]
+        later = [moment for moment in list(history.acknowledged.values())[-100:] if moment > back]
         if later:
             return min(later) - started
         time.sleep(0.01)
