@@ -4,9 +4,9 @@
 
 Data and reward model are made once (seed 0). Every training seed trains a policy, and a control on the same seed whose
 rewards are shuffled inside each group of siblings: same rollouts, same updates, no signal. Both are evaluated on the
-same held-out prompts and dialogues with the same noise. The control has the choice of the LoRA scale that was
-chosen for the policy of its seed, or, by the rule for every policy, of not being served (scale 0: no change). Results are kept in runs/.cache as those of
-`vca run` are: an interrupted benchmark goes on. The last line is one JSON object.
+same held-out prompts and dialogues with the same noise. The control has the choice of the LoRA scale that was chosen
+for the policy of its seed, or, by the rule for every policy, of not being served (scale 0: no change). Results are kept
+in runs/.cache as those of `vca run` are: an interrupted benchmark goes on. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,24 +1,30 @@
 """Group commit: callers who write at the same time share one transaction.
 
 What a commit costs is waiting for the disk, and that costs the same for one event as for fifty. Whoever comes first
-works for all who came meanwhile; there is no thread of its own and no waiting for company.
+works for all who came meanwhile; there is no thread of its own, and who is alone waits for nobody.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+
+GATHER_S = 0.0002  # measured: eight callers make groups of eight instead of five
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class _Waiting(Generic[T, R]):
+    """woken: it is done, or it is first in the queue and has to do the work."""
+
     def __init__(self, item: T) -> None:
         self.item = item
         self.result: R | BaseException | None = None
+        self.woken = threading.Event()
 
 
 class Grouped(Generic[T, R]):
@@ -27,25 +33,41 @@ class Grouped(Generic[T, R]):
     def __init__(self, run: Callable[[Sequence[T]], Sequence[R | BaseException]], *, most: int = 64) -> None:
         """most: items of one group."""
         self._run, self._most = run, most
+        self._lock = threading.Lock()
         self._queue: deque[_Waiting[T, R]] = deque()
-        self._turn = threading.Lock()
+        self._busy = False  # somebody works, or was woken to
 
     def __call__(self, item: T) -> R:
         """Returns or raises what `run` made of it."""
         mine: _Waiting[T, R] = _Waiting(item)
-        self._queue.append(mine)
-        while mine.result is None:
-            with self._turn:  # who waited here finds its item done, most of the time
-                if mine.result is None:
-                    self._work([self._queue.popleft() for _ in range(min(self._most, len(self._queue)))])
+        with self._lock:
+            self._queue.append(mine)
+            first, self._busy = not self._busy, True
+        if not first:
+            mine.woken.wait()
+        if mine.result is None:
+            if not first:  # those whose group was just written are on their way with the next item
+                time.sleep(GATHER_S)
+            self._work()
+        assert mine.result is not None
         if isinstance(mine.result, BaseException):
             raise mine.result
         return mine.result
 
-    def _work(self, group: Sequence[_Waiting[T, R]]) -> None:
+    def _work(self) -> None:
+        """Write the next group, whose first item is the caller's; then wake it, and who writes the next one."""
+        with self._lock:
+            group = [self._queue.popleft() for _ in range(min(self._most, len(self._queue)))]
         try:
             results: Sequence[R | BaseException] = self._run([one.item for one in group])
         except BaseException as error:
             results = [error] * len(group)
         for one, result in zip(group, results, strict=True):
             one.result = result
+        with self._lock:
+            following = self._queue[0] if self._queue else None
+            self._busy = following is not None
+        for one in group:
+            one.woken.set()
+        if following is not None:
+            following.woken.set()

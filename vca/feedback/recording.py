@@ -46,7 +46,7 @@ _INSERT = {
     "sqlite": sqlite.insert(feedback_event).on_conflict_do_nothing().returning(feedback_event.c.event_id),
     "postgresql": postgresql.insert(feedback_event).on_conflict_do_nothing().returning(feedback_event.c.event_id),
 }
-_TELL = sa.insert(outbox)
+_TELL = sa.insert(outbox).returning(outbox.c.seq)  # one statement for all rows, instead of one for each
 _ACCEPT = (
     sa.update(dialogue)
     .where(dialogue.c.dialogue_id == sa.bindparam("accepted"))
