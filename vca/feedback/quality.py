@@ -6,7 +6,7 @@ Choices are read from a Parquet file (`CHOICES`), in which they may be far more 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.special import chdtrc
 
-from vca.feedback.rules import CHOICES, Settled, Told
+from vca.feedback.rules import CHOICES, Said, Settled, Told
 from vca.feedback.sheets import batch_of
 from vca.feedback.snapshot_files import TIME, Slots
 
@@ -60,7 +60,10 @@ class Probed(NamedTuple):
 
 
 class Tally:
-    """Counts over all dialogues, and the file of choices. Memory grows with the people, not with what they say."""
+    """Counts over all dialogues, and the file of choices. Memory grows with the people, not with what they say.
+
+    ratings: where to write these too, and with the choices what was shown, to see how far people agree.
+    """
 
     def __init__(self, choices: Path, *, ratings: Path | None = None) -> None:
         self.picks: dict[int, Counter[int]] = defaultdict(Counter)  # slots shown -> slot -> picks
@@ -81,7 +84,7 @@ class Tally:
                 if event.gates:
                     self.gates[_worst(event.gates.values())] += 1
                 if event.kind in CHOICES and not told.imported:
-                    choices.append(_choice(told, event))
+                    choices.append(_choice(told, event, shown=self._ratings is not None))
                 elif event.kind == "rate" and self._ratings is not None:
                     image = told.candidates[event.target[0]].image_sha256
                     rated.append((image, told.subject_id, *(event.body.get(axis) for axis in AXES)))
@@ -112,15 +115,16 @@ class Tally:
         return tuple(slots([counts[slot] for slot in range(n)]) for n, counts in sorted(self.picks.items()))
 
 
-def _worst(verdicts: Iterable[str]) -> str:
-    found = set(verdicts)
-    return next(one for one in ("fail", "unknown", "pass") if one in found)
+def _worst(verdicts: Collection[str]) -> str:
+    return next(one for one in ("fail", "unknown", "pass") if one in verdicts)
 
 
-def _choice(told: Told, event: Any) -> tuple[Any, ...]:
-    shown = told.shown[event.presentation_id]
-    prompt = told.rounds[shown.round_id].prompt_hmac
-    pictures = "".join(sorted([(told.candidates[slot].image_sha256 or slot)[:16] for slot in shown.slots]))
+def _choice(told: Told, event: Said, *, shown: bool) -> tuple[Any, ...]:
+    """A row of choices; `shown` makes it tell which pictures there were to choose from."""
+    prompt, pictures = told.rounds[event.round_id].prompt_hmac, None
+    if shown:
+        slots = told.shown[event.presentation_id].slots
+        pictures = "".join(sorted((told.candidates[slot].image_sha256 or slot)[:16] for slot in slots))
     if event.kind not in ("pick", "accept"):
         return (told.subject_id, event.received_at, prompt, pictures, None, None)
     picked = told.candidates[event.target[0]]

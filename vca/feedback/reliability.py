@@ -11,7 +11,7 @@ from typing import Any
 
 from vca.feedback import quality
 from vca.feedback.quality import ALARM_P, Probed, Tally
-from vca.feedback.reading import Reader, moment
+from vca.feedback.reading import Reader, moment, uncollected
 from vca.feedback.rules import CHOICES, settle, trust
 from vca.feedback.snapshot_files import Slots
 from vca.feedback.store import Store
@@ -98,7 +98,7 @@ def _share(found: Agreement) -> str:
 def measure(store: Store, *, progress: Progress, as_of: datetime | None = None) -> Reliability:
     """Raises SettingsError for an `as_of` that is too late, StoreDown."""
     at, rules = moment(as_of), store.settings.rules
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, uncollected():
         choices, ratings = Path(scratch, "choices.parquet"), Path(scratch, "ratings.parquet")
         tally = Tally(choices, ratings=ratings)
         with store.database.reading() as connection:

@@ -32,7 +32,7 @@ from vca.errors import ArtifactError
 from vca.feedback import quality
 from vca.feedback.judging import COLUMNS, Cap, Judge, usable
 from vca.feedback.quality import Tally
-from vca.feedback.reading import Reader, moment
+from vca.feedback.reading import Reader, moment, uncollected
 from vca.feedback.rules import RULE_VERSION, Pair, Settled, Told, Way, pairs, settle, trust, way_of
 from vca.feedback.schema import dataset_snapshot, snapshot_subject, store_state
 from vca.feedback.sheets import Parts, Spool, batch_of
@@ -76,7 +76,7 @@ def take(store: Store, *, progress: Progress, as_of: datetime | None = None) -> 
     """
     at = moment(as_of)
     place = store.settings.snapshots
-    with disk_errors(place), _alone(place):
+    with disk_errors(place), _alone(place), uncollected():
         clean(place)
         building = place / f"{BUILDING}{secrets.token_hex(8)}"
         building.mkdir()
