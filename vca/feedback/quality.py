@@ -196,7 +196,7 @@ def _asked(file: Path, sql: str, *parameters: int) -> Iterator[tuple[Any, ...]]:
     """Rows of an answer about `choices`, the file's rows."""
     import duckdb
 
-    config = {"memory_limit": "256MB", "threads": 1, "temp_directory": str(file.parent / "sorting")}
+    config = {"memory_limit": "128MB", "threads": 1, "temp_directory": str(file.parent / "sorting")}
     with duckdb.connect(config=config) as database:
         name = str(file).replace("'", "''")
         database.execute(f"CREATE VIEW choices AS SELECT * FROM read_parquet('{name}')")
