@@ -206,6 +206,28 @@ def test_without_a_generator_words_are_kept_and_people_are_told(tmp_path: Path) 
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "3")
 
 
+def test_what_is_said_of_two_takes_no_pick_back(client: httpx.Client) -> None:
+    """The later comparison is known, and the pick is still the round's choice; alone, the comparison is."""
+    _, round_id = begin(client)
+    seen = finished(client, round_id)["presentation"]
+    pair = client.post(f"/v1/rounds/{round_id}/presentations", json={"layout": "pair", "pictures": seen["slots"][:2]})
+    picked = event(seen, "pick", 2)
+
+    def choice() -> str:
+        kind: str = client.get(f"/v1/rounds/{round_id}").json()["choice"]["kind"]
+        return kind
+
+    assert client.post("/v1/events", json=event(pair.json(), "pair", 0, 1)).status_code == 201
+    assert choice() == "pair"
+    assert client.post("/v1/events", json=picked).status_code == 201
+    assert choice() == "pick"
+    assert client.post("/v1/events", json=event(pair.json(), "pair", 1, 0)).status_code == 201
+    assert choice() == "pick"
+    taken_back = event(seen, "retract", supersedes=picked["event_id"])
+    assert client.post("/v1/events", json=taken_back).status_code == 201
+    assert choice() == "pair"
+
+
 def test_two_people_asking_at_once_both_get_their_pictures(client: httpx.Client) -> None:
     rounds = [begin(client, prompt)[1] for prompt in ("red heart", "cat face", "blue car")]
     found: dict[str, str] = {}
