@@ -17,6 +17,7 @@ from vca.evaluation import report
 from vca.evaluation.settings import EvaluationSettings
 from vca.evaluation.statistics import Compared, compare
 from vca.evaluation.words import headline, sentences
+from vca.evaluation.words import people as people_of
 from vca.progress import Quiet
 from vca.reward.accuracy import wilson
 from vca.store import produce, write_json
@@ -262,8 +263,18 @@ def test_the_headline_says_what_the_intervals_allow(taste: tuple[float, float], 
 def test_nothing_is_claimed_of_an_interval_with_zero() -> None:
     same = {name: compared(0.4, 0.4, spread=0.5) for name in policy()}
     accuracy = {"overall": wilson(successes=80, n=100)}
-    figures = {"policy": same, "reward": {"accuracy": accuracy, "accuracy_base": accuracy}}
+    figures = {"policy": same, "reward": {"accuracy": accuracy, "accuracy_base": accuracy}, "data": {"sources": {}}}
     assert headline(figures, taste="fluent").startswith("In this run no difference")
     said = " ".join(sentences(figures, taste="fluent"))
     assert "no clear difference" in said
     assert "no clear change" in said
+
+
+def test_people_are_named_where_people_were_asked() -> None:
+    def told(*sources: tuple[int, int]) -> list[str]:
+        named = {str(n): {"people": people, "pairs": pairs} for n, (people, pairs) in enumerate(sources)}
+        return people_of({"data": {"sources": named}})
+
+    assert told((0, 500)) == []
+    assert "1 pair of pictures that 1 person compared" in told((1, 1))[0]
+    assert "1,203 pairs of pictures that 12 people compared" in told((0, 500), (5, 3), (7, 1200))[0]
