@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from itertools import combinations
 from typing import Any
@@ -211,3 +212,14 @@ def test_deriving_again_gives_the_same(story: Told) -> None:
 def test_a_tie_weighs_like_one_choice(slots: list[int]) -> None:
     found = usable(told(said("e1", "tie_good", *(f"a{slot}" for slot in slots))))
     assert {frozenset(pair[:2]) for pair in found} == {frozenset(p) for p in combinations([f"a{s}" for s in slots], 2)}
+
+
+@pytest.mark.parametrize("flipped", [0.0, 0.05, 0.20])
+def test_probes_see_what_share_of_labels_is_flipped(flipped: float) -> None:
+    """Case 19: a flip names one of the three other pictures, so two answers agree with (1 - f)² + f² / 3."""
+    draw, agreed, asked = random.Random(3), 0, 4000
+    for _ in range(asked):
+        first, again = ("a0" if draw.random() >= flipped else draw.choice(["a1", "a2", "a3"]) for _ in range(2))
+        story = told(said("e1", "pick", first), said("e2", "pick", again, place="probe a"), shown=(PROBE,))
+        agreed += settle(story).probes["see a"]
+    assert agreed / asked == pytest.approx((1 - flipped) ** 2 + flipped**2 / 3, abs=0.025)

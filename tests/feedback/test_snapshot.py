@@ -11,10 +11,10 @@ from people import picked, rows, take, willing
 from stores import begun, drawn, new_id, open_store, say, shown
 
 from vca.errors import ArtifactError, SettingsError
-from vca.feedback import dialogues, erasure, events, rules, snapshot, snapshots
+from vca.feedback import dialogues, erasure, events, reading, rules, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.errors import NotFound
-from vca.feedback.schema import candidate, dialogue
+from vca.feedback.schema import candidate, dialogue, round_
 from vca.feedback.snapshot_files import read_manifest
 from vca.feedback.store import Store, now
 from vca.progress import Quiet
@@ -120,6 +120,19 @@ def test_what_is_said_later_is_not_in_it(store: Store, monkeypatch: MP) -> None:
     later = take(store, monkeypatch)
     assert later.manifest.usable == 0
     assert later.manifest.excluded_pairs == {"retracted": 3}
+
+
+def test_a_round_that_is_not_done_by_then_waits(store: Store, monkeypatch: MP) -> None:
+    ann = willing(store)
+    picked(store, ann)
+    seen, _ = picked(store, ann)
+    at = now()
+    with store.database.writing() as connection:  # its last picture came later
+        this = round_.c.round_id == seen.round_id
+        connection.execute(sa.update(round_).where(this).values(completed_at=at + timedelta(seconds=1)))
+    assert take(store, monkeypatch, as_of=at).manifest.usable == 3
+    monkeypatch.setattr(reading, "LAG_S", -2.0)
+    assert take(store, monkeypatch, as_of=at + timedelta(seconds=2)).manifest.usable == 6
 
 
 def test_a_retraction_marks_the_snapshots_that_hold_the_pair(store: Store, monkeypatch: MP) -> None:
