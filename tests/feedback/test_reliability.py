@@ -13,8 +13,9 @@ from stores import begun, drawn, open_store, say
 from typer.testing import CliRunner
 
 from vca.cli_feedback import app
-from vca.feedback import events, reading, recording
+from vca.feedback import events, reading
 from vca.feedback.events import Presentation
+from vca.feedback.recording import Sent, record_all
 from vca.feedback.reliability import Reliability, measure
 from vca.feedback.schema import candidate
 from vca.feedback.store import Person, Store, now
@@ -126,7 +127,8 @@ def test_a_check_that_fails_to_answer_excludes_nobody_and_is_told(
                 "target": seen.slots[:1],
             }
         )
-        recording.record(store, ann, event, gates={"bot": "unknown" if number < 4 else "pass", "rate": "pass"})
+        gates: dict[str, events.Gate] = {"bot": "unknown" if number < 4 else "pass", "rate": "pass"}
+        record_all(store, [Sent(person=ann, event=event, gates=gates)])
     found = measured(store)
     assert found.gates == {"pass": 6, "unknown": 4}
     assert any("failed to answer for 4 of 10" in alarm for alarm in found.alarms)
