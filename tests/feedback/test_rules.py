@@ -88,6 +88,15 @@ def test_a_choice_elsewhere_can_replace_one() -> None:
     assert reasons(told(said("e1", "pick", "a0"), taken_back={"e1": "retract"})) == {"e1": "retracted"}
 
 
+def test_what_was_retracted_stays_so_even_if_it_is_replaced_too() -> None:
+    story = told(
+        said("e1", "pick", "a0"),
+        said("e2", "retract", replaces="e1"),
+        said("e3", "pick", "b1", place="see b", replaces="e1"),
+    )
+    assert reasons(story) == {"e1": "retracted", "e3": None}
+
+
 def test_accepting_what_was_picked_counts_once() -> None:
     both = told(said("e1", "pick", "a1"), said("e2", "accept", "a1"))
     assert reasons(both) == {"e1": None}

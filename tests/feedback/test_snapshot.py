@@ -14,7 +14,7 @@ from vca.errors import ArtifactError, SettingsError
 from vca.feedback import dialogues, erasure, events, rules, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.errors import NotFound
-from vca.feedback.schema import candidate, dialogue, round_
+from vca.feedback.schema import candidate, dataset_snapshot, dialogue, round_
 from vca.feedback.snapshot_files import read_manifest
 from vca.feedback.store import Store, now
 from vca.progress import Quiet
@@ -150,6 +150,36 @@ def test_a_retraction_marks_the_snapshots_that_hold_the_pair(store: Store, monke
     invalid = {one.snapshot_id: one.invalid for one in snapshots.listed(store)}
     assert invalid == {first.snapshot_id: "retracted", second.snapshot_id: None}
     assert snapshots.load(store, first.snapshot_id)[1] == first.manifest
+
+
+def test_a_later_retraction_from_another_dialogue_is_not_in_it(store: Store, monkeypatch: MP) -> None:
+    ann = willing(store)
+    _, event = picked(store, ann)
+    elsewhere, at = shown(store, ann), now()
+    say(store, ann, elsewhere, "retract", supersedes=event.event_id)
+    assert take(store, monkeypatch, as_of=at).manifest.usable == 3
+    assert take(store, monkeypatch).manifest.excluded_pairs == {"retracted": 3}
+
+
+def test_a_retraction_of_what_was_excluded_marks_nothing(store: Store, monkeypatch: MP) -> None:
+    ann = willing(store)
+    seen, event = picked(store, ann)
+    with store.database.writing() as connection:
+        connection.execute(sa.update(candidate).values(safety="unknown"))
+    first = take(store, monkeypatch)
+    assert first.manifest.excluded_pairs == {"unsafe": 3}
+    say(store, ann, seen, "retract", supersedes=event.event_id)
+    take(store, monkeypatch)
+    assert [one.invalid for one in snapshots.listed(store)] == [None, None]
+
+
+def test_one_that_is_marked_as_erased_does_not_load(store: Store, monkeypatch: MP) -> None:
+    picked(store, willing(store))
+    taken = take(store, monkeypatch)
+    with store.database.writing() as connection:
+        connection.execute(sa.update(dataset_snapshot).values(invalid_at=now(), invalid_reason="erased"))
+    with pytest.raises(ArtifactError, match="erased since"):
+        snapshots.load(store, taken.snapshot_id)
 
 
 def test_without_consent_there_are_no_words_no_pictures_and_no_events(store: Store, monkeypatch: MP) -> None:
