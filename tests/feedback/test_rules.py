@@ -107,6 +107,19 @@ def test_accepting_what_was_picked_counts_once() -> None:
     assert reasons(back) == {"e1": "retracted", "e2": None}
 
 
+def test_who_picks_another_picture_afterwards_has_not_accepted_the_first() -> None:
+    accepted = (said("e1", "pick", "a1"), said("e2", "accept", "a1"))
+    images = {f"image a{i}" for i in range(4)}
+    for last, way in (("a2", ("a2", False, "e3")), ("a1", ("a1", True, "e2"))):
+        story = told(*accepted, said("e3", "pick", last))
+        found = rules.way_of(story, settle(story), present=images)
+        assert found is not None
+        assert (found.leaf, found.accepted, found.source_event_id) == way
+        assert {name for name, reason in reasons(story).items() if reason is None} == {"e3"}
+    elsewhere = told(*accepted, said("e3", "pick", "b0", place="see b"))
+    assert settle(elsewhere).confirming == {"e2"}
+
+
 def test_an_accepted_picture_can_also_beat_the_one_it_was_made_from() -> None:
     story = told(said("e1", "pick", "b1", place="see b"), said("e2", "accept", "b1", place="see b"))
     assert {pair[3] for pair in usable(story)} == {"best_of_n"}

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from vca.data.splits import unit
 from vca.feedback.settings import RuleSettings
 
-RULE_VERSION = "1"
+RULE_VERSION = "2"
 CHOICES = ("pick", "pair", "tie_good", "all_bad", "accept")
 TEST_SHARE = VALIDATION_SHARE = 0.1  # of the dialogues
 PRIOR = (3.0, 1.0)  # agreement and disagreement that everybody is credited with before the first probe
@@ -171,24 +171,31 @@ class Settled(NamedTuple):
 
 
 def settle(told: Told) -> Settled:
-    """Which choices count: per presentation the last that was not taken back. What a probe says makes no pairs."""
+    """Which choices count: per presentation the last that was not taken back. What a probe says makes no pairs.
+
+    An accept that confirms a pick stands with it: who picks another picture afterwards has not accepted the first.
+    """
     gone = dict(told.taken_back)
     for event in told.events:
         if event.supersedes is not None and gone.get(event.supersedes) != "retract":
             gone[event.supersedes] = event.kind
     standing: dict[str, Said] = {}
-    confirming: set[str] = set()
+    confirming: dict[str, str] = {}  # and the presentation of the pick
     every = [event for event in told.events if event.kind in CHOICES]
     for event in every:
         if event.event_id in gone:
             continue
-        if event.kind == "accept" and any(
-            other.kind == "pick" and other.target == event.target and not told.shown[place].probe
+        picked = [
+            place
             for place, other in standing.items()
-        ):
-            confirming.add(event.event_id)
-        else:
-            standing[event.presentation_id] = event
+            if other.kind == "pick" and other.target == event.target and not told.shown[place].probe
+        ]
+        if event.kind == "accept" and picked:
+            confirming[event.event_id] = picked[0]
+            continue
+        if event.presentation_id not in picked:  # another choice than the one confirmed
+            confirming = {name: place for name, place in confirming.items() if place != event.presentation_id}
+        standing[event.presentation_id] = event
     choices: list[tuple[Said, Reason | None]] = []
     for event in every:
         if told.shown[event.presentation_id].probe:
@@ -205,7 +212,7 @@ def settle(told: Told) -> Settled:
             probes[place] = liked(answer) == {shown.expected}
         elif shown.of in standing:
             probes[shown.of] = agree(liked(standing[shown.of]), liked(answer))
-    return Settled(standing, choices, confirming, probes)
+    return Settled(standing, choices, set(confirming), probes)
 
 
 def liked(event: Said) -> set[str]:
