@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from people import take
+from people import picked, take, willing
 from stores import begun, drawn, new_id, open_store, picture, say, shown
 
 from vca.errors import ArtifactError
@@ -20,7 +21,7 @@ from vca.feedback.erasure import STEPS, erase, subject_of
 from vca.feedback.errors import Conflict, NotFound
 from vca.feedback.queue import Drawn
 from vca.feedback.schema import consent_event, erasure_request, metadata, store_state
-from vca.feedback.snapshot_files import read_rows
+from vca.feedback.snapshot_files import read_manifest, read_rows
 from vca.feedback.store import Person, Store, erasure_epoch
 
 SECRET = "Violet-Zeppelin-0417"  # in whatever she wrote
@@ -120,6 +121,44 @@ def test_nothing_of_an_erased_person_is_left_in_any_file(
     # and Bob's is all there
     assert store.objects.get(_digest_of(store, bob, his.slots[0])) is not None
     assert len(rows(store, "SELECT event_id FROM feedback_event")) == 1
+
+
+def test_a_snapshot_that_is_registered_while_an_erasure_waits_for_its_turn_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = willing(store), willing(store, "bob")
+    picked(store, ann)
+    picked(store, bob)
+    alone, folders = snapshot._alone, []
+
+    def turn(place: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(snapshot, "_alone", alone)
+        folders.append(take(store, monkeypatch).folder)
+        return alone(place)
+
+    monkeypatch.setattr(snapshot, "_alone", turn)
+    done = erase(store, subject_id=ann.subject_id, runs=tmp_path)
+
+    assert done.receipts["snapshots"]["unfinished"] == []
+    assert [read_manifest(folder).people for folder in folders] == [1]
+
+
+def test_snapshots_are_found_wherever_the_eraser_stands(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = willing(store)
+    picked(store, ann)
+    store.settings = store.settings.model_copy(update={"snapshots": Path("snapshots of a run")})
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    taken = take(store, monkeypatch)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    erase(store, subject_id=ann.subject_id, runs=tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "here")
+    assert list(Path("snapshots of a run").rglob("*.parquet")) == []
+    with pytest.raises(ArtifactError, match="erased since"):
+        read_manifest(taken.folder)
 
 
 def test_no_row_refers_to_the_person_any_more(store: Store) -> None:
@@ -271,7 +310,7 @@ def test_a_very_long_dialogue_is_erased_too(store: Store) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from people import take
+from people import picked, take, willing
 from stores import open_store
 from vca.feedback import erasure
 

@@ -242,12 +242,12 @@ def _snapshots(work: _Work) -> dict[str, Any]:
     from vca.feedback.snapshot import clean
     from vca.feedback.snapshot_files import FILE_NAME, hollow_out
 
-    with work.store.database.reading() as connection:
-        rows = connection.execute(sa.select(dataset_snapshot.c.snapshot_id, dataset_snapshot.c.folder)).all()
-    registered = {row.snapshot_id for row in rows}
-    folders = [Path(row.folder) for row in rows if row.snapshot_id in work.snapshots]
     place = work.store.settings.snapshots
-    with snapshots_alone(place):
+    with snapshots_alone(place):  # nobody registers one between the question and what is removed
+        with work.store.database.reading() as connection:
+            rows = connection.execute(sa.select(dataset_snapshot.c.snapshot_id, dataset_snapshot.c.folder)).all()
+        registered = {row.snapshot_id for row in rows}
+        folders = [Path(row.folder) for row in rows if row.snapshot_id in work.snapshots]
         clean(place)
         for folder in folders:
             hollow_out(folder)

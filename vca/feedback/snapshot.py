@@ -301,7 +301,7 @@ def _register(store: Store, building: Path, manifest: Manifest, people: Counter[
     Whoever erases somebody counts the epoch up first, and waits here for the row to be free: they find this snapshot
     registered, or this finds their epoch and gives up.
     """
-    folder = store.settings.snapshots / manifest.snapshot_id
+    folder = store.settings.snapshots.resolve() / manifest.snapshot_id  # whoever erases may stand elsewhere
     with store.database.writing() as connection:
         epoch = connection.execute(
             sa.select(store_state.c.value).where(store_state.c.name == "erasure_epoch").with_for_update()
