@@ -143,6 +143,16 @@ def test_a_probe_makes_no_pairs_and_another_answer_spoils_the_first() -> None:
     assert settle(silent).probes == {}
 
 
+@pytest.mark.parametrize(("bits", "reason"), [(4, "near_duplicate"), (5, None)])
+def test_pictures_that_look_the_same_teach_nothing(bits: int, reason: str | None) -> None:
+    one = Candidate("a", "r", "image a", "0" * 16, "pass")
+    other = Candidate("b", "r", "image b", f"{2**bits - 1:016x}", "pass")
+    present = {"image a", "image b"}
+    assert rules.unusable(one, other, bits=4, present=present) == reason
+    twin = other._replace(image_sha256="image a", phash=None)  # the same bytes, whether or not anybody hashed them
+    assert rules.unusable(one, twin, bits=4, present=present) == "near_duplicate"
+
+
 def test_a_gold_probe_knows_the_answer() -> None:
     gold = Shown("gold a", "a", ("a0", "a1"), "05", True, None, "a1")
     for picked, right in (("a1", True), ("a0", False)):

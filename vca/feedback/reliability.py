@@ -18,6 +18,8 @@ from vca.feedback.store import Store
 from vca.progress import Progress
 
 ALARM_UNKNOWN = 0.05  # share of checks for abuse that could not be made
+ALARM_FLIPS = 0.3  # share of repeats answered otherwise; one label in five at random makes about .35
+FLIPS_OF = 20  # repeats, before that says anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Reliability:
             for one in self.slots
             if one.p < ALARM_P and (place := max(range(one.n), key=one.picks.__getitem__)) >= 0
         ]
+        if self.flips.value is not None and self.flips.n >= FLIPS_OF and self.flips.value > ALARM_FLIPS:
+            found.append(f"people answer {100 * self.flips.value:.0f} % of repeated rounds otherwise the second time")
         if self.in_bursts:
             found.append(f"{self.in_bursts} people chose faster than people can")
         if self.clusters:

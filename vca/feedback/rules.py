@@ -321,6 +321,8 @@ def unusable(one: Candidate, other: Candidate, *, bits: int, present: Container[
         return "unsafe"
     if one.image_sha256 not in present or other.image_sha256 not in present:
         return "broken_image"
+    if one.image_sha256 == other.image_sha256:
+        return "near_duplicate"
     if one.phash and other.phash and (int(one.phash, 16) ^ int(other.phash, 16)).bit_count() <= bits:
         return "near_duplicate"
     return None
