@@ -85,7 +85,12 @@ def run_command(
     every = [*overrides_of(settings), *sets, *heard.overrides]
     folder = runner.load()(preset=preset, overrides=every, output=output, say=print)
     if heard.snapshot_id is not None:
-        loop.remember(loaded.feedback, run=folder, snapshot_id=heard.snapshot_id)
+        removed = loop.remember(loaded.feedback, run=folder, snapshot_id=heard.snapshot_id)
+        if removed:
+            print(
+                f"somebody whose feedback this run trained on was erased meanwhile: its data and report are removed "
+                f"({len(removed)} files and folders); run again, and remove {folder} unless its models may stay"
+            )
 
 
 @app.command("serve")

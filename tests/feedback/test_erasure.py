@@ -15,7 +15,7 @@ from people import picked, take, willing
 from stores import begun, drawn, new_id, open_store, picture, say, shown
 
 from vca.errors import ArtifactError
-from vca.feedback import dialogues, erasure, events, queue, sharing, snapshot, snapshots
+from vca.feedback import dialogues, erasure, events, loop, queue, sharing, snapshot, snapshots
 from vca.feedback.dialogues import RoundRequest, Words
 from vca.feedback.erasure import STEPS, erase, subject_of
 from vca.feedback.errors import Conflict, NotFound
@@ -141,6 +141,24 @@ def test_a_snapshot_that_is_registered_while_an_erasure_waits_for_its_turn_stays
 
     assert done.receipts["snapshots"]["unfinished"] == []
     assert [read_manifest(folder).people for folder in folders] == [1]
+
+
+def test_a_run_that_was_going_on_is_cleared_when_it_ends(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = willing(store)
+    picked(store, ann)
+    taken = take(store, monkeypatch)
+    settled = {"run": tmp_path / "runs/r1", "snapshot_id": taken.snapshot_id}
+    trained_on(tmp_path / "runs", taken.snapshot_id)
+    assert loop.remember(store.settings, **settled) == []
+    assert files_with(tmp_path / "runs", SECRET.encode()) != []
+    erase(store, subject_id=ann.subject_id, runs=tmp_path / "none")  # as if they were written afterwards
+
+    assert len(loop.remember(store.settings, **settled)) > 3
+
+    assert files_with(tmp_path / "runs", SECRET.encode()) == []
+    assert (tmp_path / "runs/r1/reward/adapter.json").exists()
 
 
 def test_snapshots_are_found_wherever_the_eraser_stands(

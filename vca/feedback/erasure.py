@@ -207,6 +207,14 @@ def discard(store: Store, pictures: Iterable[str]) -> tuple[int, int]:
     return gone, kept
 
 
+def remove_quotes(runs: Path, snapshots: Iterable[str]) -> list[Path]:
+    """Remove data, evaluations and reports below `runs` that were made of these snapshots; what was removed."""
+    quoting = find(runs, snapshots).quoting
+    for path in quoting:
+        _remove(path)
+    return quoting
+
+
 def _finish(store: Store, row: sa.Row[Any], runs: Path) -> None:
     receipts = dict(row.receipts)
     work = _Work(store=store, runs=runs, todo=dict(receipts.pop("todo")), snapshots=list(row.snapshots_hit))

@@ -52,16 +52,22 @@ def hear(settings: Settings, *, progress: Progress) -> Heard:
     return Heard(overrides=(f"data.sources={json.dumps(sources)}",), snapshot_id=taken.snapshot_id)
 
 
-def remember(settings: FeedbackSettings, *, run: Path, snapshot_id: str) -> None:
-    """Write down that a run trained on a snapshot: erasing somebody in it names the run."""
+def remember(settings: FeedbackSettings, *, run: Path, snapshot_id: str) -> list[Path]:
+    """Write down that a run trained on a snapshot: erasing somebody in it names the run.
+
+    Where somebody was erased while the run went on, that erasure can't have seen what the run has written since: what
+    quotes people is removed now, from the run and the cache beside it. What was removed.
+    """
+    from vca.feedback import erasure
     from vca.feedback.snapshots import record_run
     from vca.feedback.store import Store
 
     store = Store.open(settings)
     try:
-        record_run(store, run_id=run.name, snapshot_id=snapshot_id, folder=run)
+        invalid = record_run(store, run_id=run.name, snapshot_id=snapshot_id, folder=run)
     finally:
         store.close()
+    return erasure.remove_quotes(run.parent, {snapshot_id}) if invalid == erasure.ERASED else []
 
 
 def _exists(settings: FeedbackSettings) -> bool:

@@ -130,8 +130,11 @@ def _holds(folder: Path, events: list[str]) -> bool:
     )
 
 
-def record_run(store: Store, *, run_id: str, snapshot_id: str, folder: Path) -> None:
-    """Write down that a run trained on a snapshot, so that an erasure finds it."""
+def record_run(store: Store, *, run_id: str, snapshot_id: str, folder: Path) -> str | None:
+    """Write down that a run trained on a snapshot, so that an erasure finds it; why that is invalid by now, if so."""
     values = {"run_id": run_id, "snapshot_id": snapshot_id, "folder": str(folder), "at": now()}
     with store.database.writing() as connection:
         insert_once(connection, training_run, values)
+        reason = sa.select(dataset_snapshot.c.invalid_reason).where(dataset_snapshot.c.snapshot_id == snapshot_id)
+        invalid: str | None = connection.execute(reason).scalar_one()
+    return invalid
