@@ -101,6 +101,14 @@ def test_rating_agreement_is_krippendorffs(tmp_path: Path) -> None:
     assert alpha < 0.6
 
 
+def test_agreement_over_more_choices_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "MEMORY", "48MB")
+    draw = random.Random(0)
+    texts = [f"{draw.getrandbits(256):064x}" for _ in range(200_000)]
+    rows = [pick(text[:32], n, prompt=text, image=text, phash=text[:16], shown=text) for n, text in enumerate(texts)]
+    assert quality.pick_agreement(choices(tmp_path, rows)) == (None, 0)
+
+
 # Judging
 
 

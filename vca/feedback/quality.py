@@ -22,6 +22,7 @@ from vca.feedback.snapshot_files import TIME, Slots
 
 ALARM_P = 1e-3  # a slot's share is no accident below this
 MINUTE, HOUR = 60 * 10**6, 3600 * 10**6  # microseconds
+MEMORY = "128MB"  # for sorting and grouping choices
 AXES = ("alignment", "coherence", "style")
 CHOICE_ROWS = pa.schema(
     [
@@ -164,7 +165,7 @@ def pick_agreement(choices: Path) -> tuple[float | None, int]:
     """Share of pairs of people shown the same pictures who picked the same one, and the number of such pairs."""
     sql = """
         WITH votes AS (
-            SELECT shown, subject_id, arg_max(image, received) AS image
+            SELECT hash(shown) AS shown, hash(subject_id) AS person, arg_max(hash(image), received) AS image
             FROM choices WHERE image IS NOT NULL GROUP BY ALL
         ), picked AS (SELECT shown, image, count(*) AS n FROM votes GROUP BY ALL),
         seen AS (SELECT shown, sum(n * (n - 1)) AS same, sum(n) * (sum(n) - 1) AS every FROM picked GROUP BY shown)
@@ -193,10 +194,18 @@ def rating_agreement(ratings: Path) -> dict[str, tuple[float | None, int]]:
 
 
 def _asked(file: Path, sql: str, *parameters: int) -> Iterator[tuple[Any, ...]]:
-    """Rows of an answer about `choices`, the file's rows."""
+    """Rows of an answer about `choices`, the file's rows.
+
+    However many there are: beyond the limit DuckDB goes to the disk, with all but aggregates whose state is text.
+    """
     import duckdb
 
-    config = {"memory_limit": "128MB", "threads": 1, "temp_directory": str(file.parent / "sorting")}
+    config = {
+        "memory_limit": MEMORY,
+        "threads": 1,
+        "temp_directory": str(file.parent / "sorting"),
+        "preserve_insertion_order": False,
+    }
     with duckdb.connect(config=config) as database:
         name = str(file).replace("'", "''")
         database.execute(f"CREATE VIEW choices AS SELECT * FROM read_parquet('{name}')")
