@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from vca.feedback import grouping
 from vca.feedback.grouping import Grouped
 
 
@@ -57,6 +58,29 @@ def test_who_comes_while_another_works_shares_the_next_turn() -> None:
     assert groups[0] == [0]
     assert sorted(groups[1]) == list(range(1, 9))
     assert len(groups) == 2
+
+
+def test_a_group_waits_for_those_who_were_just_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "GATHER_S", 60)
+    groups: list[list[int]] = []
+    working, go_on = threading.Event(), threading.Event()
+
+    def run(items: Sequence[int]) -> list[int | BaseException]:
+        groups.append(sorted(items))
+        working.set()
+        assert go_on.wait(60)
+        return list(items)
+
+    grouped: Grouped[int, int] = Grouped(run)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(lambda: (grouped(0), grouped(3)))
+        assert working.wait(60)
+        others = [pool.submit(grouped, item) for item in (1, 2)]
+        while len(grouped._queue) < 2:
+            pass
+        go_on.set()
+        assert [first.result(), *(one.result() for one in others)] == [(0, 3), 1, 2]
+    assert groups == [[0], [1, 2, 3]]
 
 
 def test_what_fails_for_all_is_raised_for_all_and_the_next_ones_are_served() -> None:
