@@ -5,8 +5,9 @@
 Throughput: 8 clients write events through the store and, in turns with them, 8 connections do bare INSERT … COMMIT of
 the same row into a table without anything else; the ratio of the medians counts. Then over HTTP, through the studio.
 Kills: 8 clients send events through the studio, which is killed outright (SIGKILL) 25 times on SQLite; on PostgreSQL
-the studio and the whole database are killed 25 times, one after the other. Every client sends an event until it is
-acknowledged. Afterwards each acknowledged event must be stored, once. The last line is one JSON object.
+the studio and the whole database are killed 25 times, one after the other, and at the end the database stays away for
+two minutes. Every client sends an event until it is acknowledged. Afterwards each acknowledged event must be stored,
+once. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -119,18 +120,17 @@ def over_http(app: App, seen: Sequence[Presentation], *, seconds: float) -> floa
 
 
 def killed(
-    store: Store, app: App, seen: Sequence[Presentation], kills: dict[str, Callable[[], None]], *, rounds: int
+    store: Store, app: App, seen: Sequence[Presentation], kills: Sequence[tuple[str, Callable[[], None]]]
 ) -> dict[str, Any]:
-    """Kill each thing `rounds` times under load; what was lost, and the times to the next acknowledgement."""
+    """Kill one thing after the other under load; what was lost, and the times to the next acknowledgement."""
     history, stop = History(), threading.Event()
     writing = threading.Thread(target=write, args=(app, seen, stop, history))
     writing.start()
-    times: dict[str, list[float]] = {name: [] for name in kills}
-    for number in range(rounds):
-        for name, kill in kills.items():
-            time.sleep(0.5 + number % 5 / 10)
-            times[name].append(until_acknowledged(history, kill))
-            print(f"  {name} killed, {number + 1} of {rounds}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    times: dict[str, list[float]] = {name: [] for name, _ in kills}
+    for number, (name, kill) in enumerate(kills):
+        time.sleep(0.5 + number % 5 / 10)
+        times[name].append(until_acknowledged(history, kill))
+        print(f"  {name} killed, {number + 1} of {len(kills)}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
     stop.set()
     writing.join()
     found = check(store, history)
@@ -147,7 +147,13 @@ def killed(
     }
 
 
-def measured(url: str, kills: dict[str, Callable[[], None]], given: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    url: str,
+    kills: dict[str, Callable[[], None]],
+    given: argparse.Namespace,
+    last: dict[str, Callable[[], None]] | None = None,
+) -> dict[str, Any]:
+    """last: what is done once, after the kills."""
     with tempfile.TemporaryDirectory() as name, opened(url.format(folder=name), Path(name)) as store:
         app = App(url=url.format(folder=name), folder=Path(name), port=free_ports(1)[0])
 
@@ -172,7 +178,8 @@ def measured(url: str, kills: dict[str, Callable[[], None]], given: argparse.Nam
             with store.database.writing() as connection:  # these were not in the history that is checked
                 connection.execute(sa.text("DELETE FROM outbox"))
                 connection.execute(sa.text("DELETE FROM feedback_event"))
-            found["killed"] = killed(store, app, seen, {"app": app_killed, **kills}, rounds=given.kills)
+            every = [*[("app", app_killed), *kills.items()] * given.kills, *(last or {}).items()]
+            found["killed"] = killed(store, app, seen, every)
         finally:
             app.kill()
     return found
@@ -183,6 +190,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="turns of store and bare connections")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds of a turn")
     parser.add_argument("--kills", type=int, default=25, help="kills of each process")
+    parser.add_argument("--away", type=float, default=120.0, help="seconds that the database stays away")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     found = {"sqlite": measured("sqlite:///{folder}/store.sqlite", {}, given)}
@@ -192,8 +200,13 @@ def main() -> None:
             server.kill()
             server.start()
 
+        def away() -> None:
+            server.kill()
+            time.sleep(given.away)
+            server.start()
+
         url = server.create("feedback")
-        found["postgresql"] = measured(url, {"database": database}, given)
+        found["postgresql"] = measured(url, {"database": database}, given, last={"database_away": away})
     print(json.dumps(found))
 
 
