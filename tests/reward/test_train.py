@@ -284,7 +284,7 @@ from vca.reward.settings import RewardSettings
 from vca.reward.train import run
 config = RewardSettings.model_validate_json(Path(sys.argv[1]).read_text())
 result = run(config, inputs={"data": Path(sys.argv[2])}, output=Path(sys.argv[3]), progress=Quiet())
-print(result.metrics["accuracy"]["overall"]["value"])
+sys.stdout.write(f"{result.metrics['accuracy']['overall']['value']}\\n")  # at once: two processes share a pipe
 """
 
 
